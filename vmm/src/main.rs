@@ -1,0 +1,2 @@
+//! xen-dm.
+fn main() {}
