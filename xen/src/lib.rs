@@ -7,4 +7,12 @@
 //! Everything above [`Host`] is the same code on real Xen and on the fake:
 //! each device file is an enum of the two.
 
+mod domid;
+pub mod gntdev;
+pub mod privcmd;
+mod sys;
 pub mod xenstore;
+
+pub use domid::DomId;
+pub use sys::abi;
+pub use sys::mapping::Mapping;

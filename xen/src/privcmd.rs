@@ -1,0 +1,5 @@
+//! Hypercalls and device-model operations: `/dev/xen/privcmd`.
+
+mod eventfd;
+
+pub use eventfd::IoeventfdRequest;

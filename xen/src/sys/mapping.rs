@@ -1,0 +1,232 @@
+//! Owned memory mappings of device files and of the fake's memory.
+//!
+//! A [`Mapping`] is made by `sys` and the fake and kept by whoever uses the
+//! memory, on any thread. What it shows is shared with a guest that may
+//! write at any time, so it is only ever seen through
+//! [`VolatileSlice`]; no Rust reference to its bytes is formed.
+
+use std::fmt;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::ptr::NonNull;
+
+use vm_memory::VolatileSlice;
+
+use super::abi::PAGE_SIZE;
+
+/// A memory mapping, unmapped when dropped.
+pub struct Mapping {
+    address: NonNull<u8>,
+    len: usize,
+    writable: bool,
+    hook: Option<Box<dyn FnOnce() + Send + Sync>>,
+}
+
+// SAFETY: the mapping is a range of the process's address space, valid from
+// every thread; all access goes through volatile or atomic operations.
+unsafe impl Send for Mapping {}
+// SAFETY: as above; a shared reference gives nothing but volatile access.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    /// Maps `len` bytes (a multiple of the page size) of `fd` from `offset`
+    /// on, shared, with one `mmap`.
+    ///
+    /// # Errors
+    /// What `mmap` gives; for gntdev this is where a bad reference shows.
+    pub(crate) fn of_file(
+        fd: BorrowedFd<'_>,
+        offset: u64,
+        len: usize,
+        write: bool,
+    ) -> io::Result<Mapping> {
+        let offset = file_offset(offset)?;
+        // SAFETY: a new mapping at an address of the kernel's choice touches
+        // no existing memory.
+        let address = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                len,
+                protection(write),
+                libc::MAP_SHARED,
+                fd.as_raw_fd(),
+                offset,
+            )
+        };
+        Self::own(address, len, write)
+    }
+
+    /// Maps single pages of `fd`, in the order given, as one contiguous
+    /// range; an entry without offset stays inaccessible. Offsets that
+    /// follow each other are mapped by one call.
+    ///
+    /// # Errors
+    /// What `mmap` gives; nothing stays mapped then.
+    #[allow(dead_code)] // the fake's way to show a domain's pages
+    pub(crate) fn of_pages(
+        fd: BorrowedFd<'_>,
+        offsets: &[Option<u64>],
+        write: bool,
+    ) -> io::Result<Mapping> {
+        let len = offsets
+            .len()
+            .checked_mul(PAGE_SIZE)
+            .ok_or_else(|| io::Error::from_raw_os_error(libc::EINVAL))?;
+        // SAFETY: as in `of_file`.
+        let address = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                len,
+                libc::PROT_NONE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+                -1,
+                0,
+            )
+        };
+        let reservation = Self::own(address, len, write)?;
+        for run in runs(offsets) {
+            let at = reservation
+                .address
+                .as_ptr()
+                .wrapping_add(run.page * PAGE_SIZE);
+            let offset = file_offset(run.offset)?;
+            // SAFETY: the run lies within the reservation made above, which
+            // nobody else knows yet; replacing its pages harms no one.
+            let mapped = unsafe {
+                libc::mmap(
+                    at.cast(),
+                    run.pages * PAGE_SIZE,
+                    protection(write),
+                    libc::MAP_SHARED | libc::MAP_FIXED,
+                    fd.as_raw_fd(),
+                    offset,
+                )
+            };
+            if mapped == libc::MAP_FAILED {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        Ok(reservation)
+    }
+
+    /// Has `hook` run after the range was unmapped, in place of any earlier one.
+    #[must_use]
+    pub(crate) fn on_drop(mut self, hook: Box<dyn FnOnce() + Send + Sync>) -> Mapping {
+        self.hook = Some(hook);
+        self
+    }
+
+    fn own(address: *mut libc::c_void, len: usize, writable: bool) -> io::Result<Mapping> {
+        if address == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let address = NonNull::new(address.cast::<u8>())
+            .ok_or_else(|| io::Error::from_raw_os_error(libc::EFAULT))?;
+        Ok(Mapping {
+            address,
+            len,
+            writable,
+            hook: None,
+        })
+    }
+
+    /// The whole mapping. Writing through the slice of a mapping that is not
+    /// writable, or touching a page that is not there, ends the process with
+    /// a signal: ask [`Mapping::is_writable`] first.
+    #[must_use]
+    pub fn volatile(&self) -> VolatileSlice<'_> {
+        // SAFETY: the range stays mapped as long as `self` lives, to which
+        // the slice's lifetime is bound; the guest's and our accesses are
+        // volatile or atomic.
+        unsafe { VolatileSlice::new(self.address.as_ptr(), self.len) }
+    }
+
+    /// Length in bytes.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether the mapping has no bytes; never true, as `mmap` refuses it.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Whether the memory may be written to.
+    #[must_use]
+    pub fn is_writable(&self) -> bool {
+        self.writable
+    }
+
+    /// Address in this process, for ioctls and iovecs.
+    #[must_use]
+    pub fn address(&self) -> usize {
+        self.address.as_ptr().addr()
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: the range was mapped by `own`'s callers, is unmapped only
+        // here, and no slice of it outlives `self`.
+        let result = unsafe { libc::munmap(self.address.as_ptr().cast(), self.len) };
+        if result != 0 {
+            let error = io::Error::last_os_error();
+            tracing::error!(address = self.address(), len = self.len, %error, "munmap");
+        }
+        if let Some(hook) = self.hook.take() {
+            hook();
+        }
+    }
+}
+
+impl fmt::Debug for Mapping {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Mapping")
+            .field("address", &format_args!("{:#x}", self.address()))
+            .field("len", &self.len)
+            .field("writable", &self.writable)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Pages that follow each other both in the mapping and in the file.
+struct Run {
+    page: usize,
+    offset: u64,
+    pages: usize,
+}
+
+fn runs(offsets: &[Option<u64>]) -> Vec<Run> {
+    let mut runs: Vec<Run> = Vec::new();
+    for (page, offset) in offsets.iter().enumerate() {
+        let Some(offset) = *offset else { continue };
+        match runs.last_mut() {
+            Some(run)
+                if run.page + run.pages == page
+                    && run.offset + (run.pages * PAGE_SIZE) as u64 == offset =>
+            {
+                run.pages += 1;
+            }
+            _ => runs.push(Run {
+                page,
+                offset,
+                pages: 1,
+            }),
+        }
+    }
+    runs
+}
+
+fn protection(write: bool) -> libc::c_int {
+    if write {
+        libc::PROT_READ | libc::PROT_WRITE
+    } else {
+        libc::PROT_READ
+    }
+}
+
+fn file_offset(offset: u64) -> io::Result<libc::off_t> {
+    libc::off_t::try_from(offset).map_err(|_| io::Error::from_raw_os_error(libc::EOVERFLOW))
+}
