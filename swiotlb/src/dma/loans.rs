@@ -1,0 +1,251 @@
+//! Grants of one batch: mapped together, given back together.
+
+use std::sync::Arc;
+
+use crate::counters::Counters;
+use crate::dma::flight::{Done, InFlight};
+use crate::fault::Fault;
+use crate::range::{Access, GRANT_BIT, GrantAddress};
+use crate::segment::Segment;
+use crate::source::{GrantLoan, Grants};
+
+/// Where a granted range stands in its batch.
+#[derive(Clone, Copy)]
+pub(super) struct GrantSlot {
+    grant: GrantAddress,
+    len: u32,
+    access: Access,
+    index: usize,
+}
+
+impl GrantSlot {
+    pub(super) fn address(&self) -> u64 {
+        GRANT_BIT | u64::from(self.grant.first) << 12 | u64::from(self.grant.offset)
+    }
+}
+
+/// The two mappings of a batch. Grants have the protection of their mmap, and
+/// a driver grants what a device only reads read-only.
+#[derive(Default)]
+pub(super) struct Loan {
+    read: Option<Box<dyn GrantLoan>>,
+    write: Option<Box<dyn GrantLoan>>,
+}
+
+impl Loan {
+    pub(super) fn segment(&self, slot: GrantSlot) -> Option<Segment> {
+        match slot.access {
+            Access::Read => self.read.as_ref()?.segment(slot.index),
+            Access::Write => self.write.as_ref()?.segment(slot.index),
+        }
+    }
+
+    fn give_back(self, counters: &Counters) {
+        for loan in [self.read, self.write].into_iter().flatten() {
+            if let Err(fault) = loan.give_back() {
+                counters.loans_lost.add(1);
+                tracing::error!(%fault, "a batch of grants was not taken back cleanly");
+            }
+        }
+    }
+}
+
+/// Collects the granted ranges of a batch.
+#[derive(Default)]
+pub(super) struct Lender {
+    read: Vec<(GrantAddress, u32)>,
+    write: Vec<(GrantAddress, u32)>,
+}
+
+impl Lender {
+    pub(super) fn add(&mut self, grant: GrantAddress, len: u32, access: Access) -> GrantSlot {
+        let list = match access {
+            Access::Read => &mut self.read,
+            Access::Write => &mut self.write,
+        };
+        list.push((grant, len));
+        GrantSlot {
+            grant,
+            len,
+            access,
+            index: list.len() - 1,
+        }
+    }
+
+    /// A point to come back to if the request at hand is rejected.
+    pub(super) fn mark(&self) -> (usize, usize) {
+        (self.read.len(), self.write.len())
+    }
+
+    pub(super) fn rewind(&mut self, (read, write): (usize, usize)) {
+        self.read.truncate(read);
+        self.write.truncate(write);
+    }
+
+    /// Maps the batch, if it has grants at all.
+    pub(super) fn lend(self, grants: Option<&mut (dyn Grants + '_)>, counters: &Counters) -> Lent {
+        if self.read.is_empty() && self.write.is_empty() {
+            return Lent::Nothing;
+        }
+        let Some(grants) = grants else {
+            return Lent::NoGrants;
+        };
+        match borrow(grants, &self.read, &self.write, counters) {
+            Ok(loan) => Lent::Together(Arc::new(loan)),
+            Err(fault) => {
+                counters.loans_split.add(1);
+                tracing::debug!(%fault, "a batch of grants was refused; mapping one by one");
+                Lent::Apart
+            }
+        }
+    }
+}
+
+fn borrow(
+    grants: &mut (dyn Grants + '_),
+    read: &[(GrantAddress, u32)],
+    write: &[(GrantAddress, u32)],
+    counters: &Counters,
+) -> Result<Loan, Fault> {
+    let mut loan = Loan::default();
+    if !read.is_empty() {
+        loan.read = Some(grants.map(read, Access::Read)?);
+        counters.loans.add(1);
+    }
+    if !write.is_empty() {
+        loan.write = Some(grants.map(write, Access::Write)?);
+        counters.loans.add(1);
+    }
+    Ok(loan)
+}
+
+/// How a batch's grants were mapped.
+pub(super) enum Lent {
+    /// It has none.
+    Nothing,
+    /// This guest has no grants.
+    NoGrants,
+    /// All by one loan.
+    Together(Arc<Loan>),
+    /// One reference was refused: each request maps its own.
+    Apart,
+}
+
+impl Lent {
+    /// The loan of a request with these slots. Where the batch was refused,
+    /// the slots' indices are into the request's own loan: hence the returned
+    /// wrapper.
+    pub(super) fn of(
+        &self,
+        slots: &[GrantSlot],
+        grants: Option<&mut (dyn Grants + '_)>,
+        counters: &Counters,
+    ) -> Result<Option<Arc<Loan>>, Fault> {
+        let Some(first) = slots.first() else {
+            return Ok(None);
+        };
+        match (self, grants) {
+            (Lent::Nothing, _) => Ok(None),
+            (Lent::Together(loan), _) => Ok(Some(Arc::clone(loan))),
+            (Lent::Apart, Some(grants)) => {
+                let mut own = Own::default();
+                for slot in slots {
+                    own.add(slot);
+                }
+                own.borrow(grants, counters).map(Some)
+            }
+            (Lent::NoGrants, _) | (Lent::Apart, None) => Err(Fault::GrantRefused {
+                address: first.address(),
+            }),
+        }
+    }
+}
+
+/// One request's own grants, addressed by the indices they had in the batch.
+#[derive(Default)]
+struct Own {
+    read: Vec<(usize, (GrantAddress, u32))>,
+    write: Vec<(usize, (GrantAddress, u32))>,
+}
+
+impl Own {
+    fn add(&mut self, slot: &GrantSlot) {
+        let entry = (slot.index, (slot.grant, slot.len));
+        match slot.access {
+            Access::Read => self.read.push(entry),
+            Access::Write => self.write.push(entry),
+        }
+    }
+
+    fn borrow(
+        self,
+        grants: &mut (dyn Grants + '_),
+        counters: &Counters,
+    ) -> Result<Arc<Loan>, Fault> {
+        let ranges = |list: &[(usize, (GrantAddress, u32))]| -> Vec<_> {
+            list.iter().map(|(_, range)| *range).collect()
+        };
+        let loan = borrow(grants, &ranges(&self.read), &ranges(&self.write), counters)?;
+        let renamed = |loan: Option<Box<dyn GrantLoan>>, list: Vec<(usize, _)>| {
+            loan.map(|loan| {
+                let indices = list.into_iter().map(|(index, _)| index).collect();
+                Box::new(Renamed { loan, indices }) as Box<dyn GrantLoan>
+            })
+        };
+        Ok(Arc::new(Loan {
+            read: renamed(loan.read, self.read),
+            write: renamed(loan.write, self.write),
+        }))
+    }
+}
+
+/// A loan of one request, known by its indices in the batch that was refused.
+struct Renamed {
+    loan: Box<dyn GrantLoan>,
+    indices: Vec<usize>,
+}
+
+impl GrantLoan for Renamed {
+    fn segment(&self, index: usize) -> Option<Segment> {
+        let own = self.indices.iter().position(|&i| i == index)?;
+        self.loan.segment(own)
+    }
+
+    fn give_back(self: Box<Self>) -> Result<(), Fault> {
+        self.loan.give_back()
+    }
+}
+
+/// See [`crate::Dma::finish`].
+pub(super) fn finish<T>(completed: &mut Vec<InFlight<T>>, counters: &Counters) -> Vec<Done<T>> {
+    // A loan is given back when everyone who shares it is among the completed.
+    // A batch has few loans, often one: a list is the right map.
+    let mut sharing: Vec<(*const Loan, usize)> = Vec::new();
+    for loan in completed.iter().filter_map(InFlight::loan) {
+        let key = Arc::as_ptr(loan);
+        match sharing.iter_mut().find(|(known, _)| *known == key) {
+            Some((_, count)) => *count += 1,
+            None => sharing.push((key, 1)),
+        }
+    }
+    let whole = |loan: &Arc<Loan>| {
+        let key = Arc::as_ptr(loan);
+        let here = sharing.iter().find(|(known, _)| *known == key);
+        here.is_some_and(|(_, count)| Arc::strong_count(loan) == *count)
+    };
+    let (ready, rest): (Vec<_>, Vec<_>) = std::mem::take(completed)
+        .into_iter()
+        .map(|flight| (flight.loan().is_none_or(whole), flight))
+        .partition(|(ready, _)| *ready);
+    completed.extend(rest.into_iter().map(|(_, flight)| flight));
+    let mut done = Vec::with_capacity(ready.len());
+    for (_, flight) in ready {
+        let (finished, loan) = flight.dissolve();
+        done.push(finished);
+        // the last of those who share it gives it back
+        if let Some(loan) = loan.and_then(Arc::into_inner) {
+            loan.give_back(counters);
+        }
+    }
+    done
+}

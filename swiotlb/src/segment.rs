@@ -1,0 +1,92 @@
+//! Host memory behind a mapped range, as raw address and length.
+//!
+//! A `VolatileSlice` borrows what it points into and cannot live in a table of
+//! requests in flight, so a mapping owns raw segments beside what keeps them
+//! alive. This file is where the two meet.
+#![allow(unsafe_code)]
+
+use smallvec::SmallVec;
+use vm_memory::VolatileSlice;
+
+/// One contiguous piece of host memory that a guest can write at any time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Segment {
+    address: usize,
+    len: usize,
+}
+
+/// The segments of one mapping, in the order of its ranges.
+pub type Segments = SmallVec<[Segment; 4]>;
+
+impl Segment {
+    /// The memory of `slice`. Whoever keeps the segment beyond the slice's
+    /// lifetime keeps its memory alive too: [`crate::Mapped`] does.
+    pub fn of(slice: &VolatileSlice<'_>) -> Self {
+        Segment {
+            address: slice.ptr_guard_mut().as_ptr() as usize,
+            len: slice.len(),
+        }
+    }
+
+    /// Host address of the first byte.
+    pub fn address(&self) -> usize {
+        self.address
+    }
+
+    /// Length in bytes.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether it has no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Whether start and length are multiples of `align`, a power of two.
+    pub fn is_aligned(&self, align: u32) -> bool {
+        let mask = (align as usize).wrapping_sub(1);
+        (self.address | self.len) & mask == 0
+    }
+}
+
+/// Copies as many bytes as fit from the segments into `bytes`; returns how
+/// many. Called by the owner of a mapping, which keeps `segments` alive.
+pub(crate) fn copy_out(segments: &[Segment], mut bytes: &mut [u8]) -> usize {
+    let mut copied = 0;
+    for segment in segments {
+        if bytes.is_empty() {
+            break;
+        }
+        let count = segment.len.min(bytes.len());
+        let (now, rest) = bytes.split_at_mut(count);
+        // SAFETY: the segment was made from a live VolatileSlice and the
+        // mapping that owns it owns the `Keep` or loan of that memory, too,
+        // and is borrowed for the length of this call.
+        let slice = unsafe { VolatileSlice::new(segment.address as *mut u8, count) };
+        slice.copy_to(now);
+        copied += count;
+        bytes = rest;
+    }
+    copied
+}
+
+/// Copies as many of `bytes` as fit into the segments; returns how many.
+/// Called by the owner of a mapping, which keeps `segments` alive.
+pub(crate) fn copy_in(segments: &[Segment], mut bytes: &[u8]) -> usize {
+    let mut copied = 0;
+    for segment in segments {
+        if bytes.is_empty() {
+            break;
+        }
+        let count = segment.len.min(bytes.len());
+        let (now, rest) = bytes.split_at(count);
+        // SAFETY: as in `copy_out`; that the memory is writable is checked by
+        // the caller, which mapped it with `Access::Write`.
+        let slice = unsafe { VolatileSlice::new(segment.address as *mut u8, count) };
+        slice.copy_from(now);
+        copied += count;
+        bytes = rest;
+    }
+    copied
+}
