@@ -1,0 +1,104 @@
+//! What a device is to its transport and to its workers.
+
+use std::os::fd::BorrowedFd;
+
+use swiotlb::Dma;
+
+use super::queue::{ActiveQueue, Chain, QueueError};
+
+/// A virtio device type. virtio 1.3 §5
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct DeviceType(pub u32);
+
+impl DeviceType {
+    /// What a slot without a device answers.
+    pub const NONE: DeviceType = DeviceType(0);
+    /// A block device. virtio 1.3 §5.2
+    pub const BLOCK: DeviceType = DeviceType(2);
+}
+
+/// Why a device could not start a queue: a host's failure, told to the guest
+/// as DEVICE_NEEDS_RESET.
+pub type DeviceError = Box<dyn std::error::Error + Send + Sync>;
+
+/// A virtio device. Owned by its transport and called on the thread that
+/// answers register accesses; its queues are served by the handlers it makes,
+/// each on a worker thread of its own.
+pub trait Device: Send {
+    /// Its type.
+    fn device_type(&self) -> DeviceType;
+
+    /// The device's own feature bits; the transport adds its and the rings'.
+    fn features(&self) -> u64;
+
+    /// The largest size of each queue, powers of two.
+    fn queue_sizes(&self) -> &[u16];
+
+    /// Reads the configuration space; what lies past its end reads as zero.
+    fn read_config(&self, offset: u64, data: &mut [u8]);
+
+    /// Writes the configuration space. Returns false where nothing of it can be
+    /// written; the access is then counted as malformed and ignored.
+    fn write_config(&mut self, _offset: u64, _data: &[u8]) -> bool {
+        false
+    }
+
+    /// Makes the handler of queue `index` for the negotiated `features`. The
+    /// handler is dropped on its worker's thread once the queue was given back.
+    ///
+    /// # Errors
+    /// A failure of the host.
+    fn start_queue(
+        &mut self,
+        index: u16,
+        features: u64,
+    ) -> Result<Box<dyn QueueHandler>, DeviceError>;
+
+    /// The device was reset: all its queues were given back.
+    fn reset(&mut self) {}
+}
+
+/// Serves one queue, on the worker thread that owns the queue.
+pub trait QueueHandler: Send {
+    /// Serves chains that the guest made available. Each of them is pushed now
+    /// or, by [`QueueHandler::advance`], later. The worker notifies the guest
+    /// afterwards.
+    ///
+    /// # Errors
+    /// [`QueueError`] breaks the device until it is reset: for what cannot be
+    /// told in a request's own status.
+    fn serve(&mut self, queue: &mut ActiveQueue, chains: Vec<Chain>) -> Result<(), QueueError>;
+
+    /// How many more chains the handler takes now. With 0 the queue rests until
+    /// the handler's event.
+    fn room(&self) -> usize {
+        64
+    }
+
+    /// Becomes readable when [`QueueHandler::advance`] has something to do.
+    fn event(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    /// The event has come.
+    ///
+    /// # Errors
+    /// As [`QueueHandler::serve`].
+    fn advance(&mut self, _queue: &mut ActiveQueue) -> Result<(), QueueError> {
+        Ok(())
+    }
+
+    /// The queue is about to be given back: waits for, or cancels, everything
+    /// in flight, and finishes it, so that nothing of the guest's memory is
+    /// held any more. What was completed may be pushed or dropped.
+    fn settle(&mut self, _queue: &mut ActiveQueue) {}
+}
+
+/// Opens data paths to one guest's memory, one for each queue.
+pub trait DmaProvider: Send + Sync {
+    /// A data path.
+    ///
+    /// # Errors
+    /// A failure of the host.
+    fn open(&self) -> Result<Dma, DeviceError>;
+}

@@ -1,0 +1,11 @@
+//! What all virtio devices share.
+
+pub mod device;
+pub mod features;
+pub mod interrupt;
+pub mod queue;
+pub mod worker;
+
+pub use device::{Device, DeviceError, DeviceType, DmaProvider, QueueHandler};
+pub use interrupt::{Interrupt, Notifier};
+pub use queue::{ActiveQueue, Chain, Head, QueueError, QueueLayout, QueuePosition};

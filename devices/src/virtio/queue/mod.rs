@@ -1,0 +1,418 @@
+//! A queue in use: its rings, its chains and its data path.
+//!
+//! An [`ActiveQueue`] belongs to one worker thread from the moment the driver
+//! is ready until the queue is given back; then its rings are unmapped.
+//! Indices, notification suppression and used entries are virtio-queue's;
+//! chains are walked by [`chain`], because a malformed chain is an error here
+//! and never a short chain.
+
+pub mod chain;
+pub mod ring;
+#[cfg(test)]
+mod tests;
+
+use std::num::Wrapping;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use swiotlb::{Access, Dma, Done, Fault, Range, Transfer};
+use thiserror::Error;
+use virtio_queue::{Queue, QueueT};
+use vm_memory::{Bytes, GuestAddress};
+
+use super::features;
+use super::interrupt::Notifier;
+use chain::Walk;
+pub use chain::{Chain, Descriptor, DescriptorRanges};
+use ring::RingMemory;
+
+/// Where the driver has put a queue, as its registers say.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct QueueLayout {
+    /// Number of descriptors.
+    pub size: u16,
+    /// Address of the descriptor table, as the guest wrote it.
+    pub desc: u64,
+    /// Address of the available ring.
+    pub avail: u64,
+    /// Address of the used ring.
+    pub used: u64,
+}
+
+impl QueueLayout {
+    /// Bytes of the descriptor table. virtio 1.3 §2.7
+    pub fn desc_len(&self) -> u32 {
+        16 * u32::from(self.size)
+    }
+
+    /// Bytes of the available ring, `used_event` included.
+    pub fn avail_len(&self) -> u32 {
+        6 + 2 * u32::from(self.size)
+    }
+
+    /// Bytes of the used ring, `avail_event` included.
+    pub fn used_len(&self) -> u32 {
+        6 + 8 * u32::from(self.size)
+    }
+}
+
+/// How far a queue has got; plain data.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct QueuePosition {
+    /// Next entry of the available ring to take.
+    pub next_avail: u16,
+    /// Next entry of the used ring to fill.
+    pub next_used: u16,
+}
+
+/// What breaks a queue until its device is reset.
+#[derive(Debug, Error)]
+pub enum QueueError {
+    /// The size is zero, no power of two or above the queue's limit.
+    #[error("queue size {0} is no power of two within the limit")]
+    Size(u16),
+    /// A ring part does not have the alignment that virtio asks for.
+    #[error("{part} at {address:#x} is not aligned to {align} bytes")]
+    Misaligned {
+        /// Which part.
+        part: &'static str,
+        /// Its address.
+        address: u64,
+        /// The alignment it must have, bytes.
+        align: u64,
+    },
+    /// A ring part cannot be reached.
+    #[error("{part} cannot be mapped")]
+    Ring {
+        /// Which part.
+        part: &'static str,
+        /// Why.
+        #[source]
+        source: Fault,
+    },
+    /// The available index is further ahead than the ring is long.
+    #[error("available index {index} is {ahead} entries ahead in a ring of {size}")]
+    IndexJumped {
+        /// The index found.
+        index: u16,
+        /// How far ahead it is.
+        ahead: u16,
+        /// The ring's size.
+        size: u16,
+    },
+    /// A chain breaks the rules.
+    #[error("chain {head}: {why}")]
+    Chain {
+        /// Index of its first descriptor.
+        head: u16,
+        /// Which rule.
+        why: chain::ChainError,
+    },
+    /// An indirect table cannot be read.
+    #[error("chain {head}: its indirect table cannot be read")]
+    Table {
+        /// Index of its first descriptor.
+        head: u16,
+        /// Why.
+        #[source]
+        source: Fault,
+    },
+    /// The device's own layout of a request is broken where no status byte
+    /// can tell the driver.
+    #[error("chain {head}: {why}")]
+    Request {
+        /// Index of its first descriptor.
+        head: u16,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The rings' memory failed.
+    #[error("ring access failed: {0}")]
+    Access(#[from] virtio_queue::Error),
+}
+
+/// The first descriptor of a chain, owned: made by the ring, given up to
+/// [`ActiveQueue::push`].
+#[derive(Debug)]
+pub struct Head {
+    index: u16,
+    generation: u64,
+}
+
+impl Head {
+    /// Index of the descriptor.
+    pub fn index(&self) -> u16 {
+        self.index
+    }
+}
+
+/// Counters of one queue; written by its worker.
+#[derive(Debug, Default)]
+pub struct QueueStats {
+    /// Chains taken.
+    pub taken: AtomicU64,
+    /// Chains pushed.
+    pub pushed: AtomicU64,
+    /// Bytes that the device said it wrote.
+    pub written: AtomicU64,
+}
+
+/// A queue that a worker serves.
+pub struct ActiveQueue {
+    index: u16,
+    ring: Queue,
+    memory: RingMemory,
+    dma: Dma,
+    notifier: Arc<Notifier>,
+    stats: Arc<QueueStats>,
+    indirect: bool,
+    generation: u64,
+}
+
+/// Each activation has its own generation, so that a head of an earlier one is
+/// never taken for one of this.
+static GENERATION: AtomicU64 = AtomicU64::new(0);
+
+impl ActiveQueue {
+    /// Maps the rings and takes the queue up at `position`.
+    ///
+    /// # Errors
+    /// A layout that breaks virtio's rules, or rings that cannot be mapped.
+    pub fn activate(
+        index: u16,
+        layout: QueueLayout,
+        position: QueuePosition,
+        negotiated: u64,
+        mut dma: Dma,
+        notifier: Arc<Notifier>,
+        stats: Arc<QueueStats>,
+    ) -> Result<Self, QueueError> {
+        check_layout(&layout)?;
+        let mut part = |part, address, len, access| {
+            Range::new(address, len)
+                .and_then(|range| Ok((range, dma.map_ring(range, access)?)))
+                .map_err(|source| QueueError::Ring { part, source })
+        };
+        // the device writes the used ring alone
+        let memory = RingMemory::new(
+            part(
+                "descriptor table",
+                layout.desc,
+                layout.desc_len(),
+                Access::Read,
+            )?,
+            part(
+                "available ring",
+                layout.avail,
+                layout.avail_len(),
+                Access::Read,
+            )?,
+            part("used ring", layout.used, layout.used_len(), Access::Write)?,
+        );
+        let mut ring = Queue::new(layout.size)?;
+        ring.try_set_size(layout.size)?;
+        ring.try_set_desc_table_address(GuestAddress(layout.desc))?;
+        ring.try_set_avail_ring_address(GuestAddress(layout.avail))?;
+        ring.try_set_used_ring_address(GuestAddress(layout.used))?;
+        ring.set_next_avail(position.next_avail);
+        ring.set_next_used(position.next_used);
+        ring.set_event_idx(negotiated & features::RING_EVENT_IDX != 0);
+        ring.set_ready(true);
+        Ok(ActiveQueue {
+            index,
+            ring,
+            memory,
+            dma,
+            notifier,
+            stats,
+            indirect: negotiated & features::RING_INDIRECT_DESC != 0,
+            generation: GENERATION.fetch_add(1, Ordering::Relaxed),
+        })
+    }
+
+    /// Its number in the device.
+    pub fn index(&self) -> u16 {
+        self.index
+    }
+
+    /// The guest's memory.
+    pub fn dma(&mut self) -> &mut Dma {
+        &mut self.dma
+    }
+
+    /// Takes up to `max` available chains, fetching all their indirect tables
+    /// as one batch, each once and whole.
+    ///
+    /// # Errors
+    /// Any malformed chain or index breaks the queue.
+    pub fn take(&mut self, max: usize) -> Result<Vec<Chain>, QueueError> {
+        let index = self.ring.avail_idx(&self.memory, Ordering::Acquire)?;
+        let next = Wrapping(self.ring.next_avail());
+        let ahead = (index - next).0;
+        let size = self.ring.size();
+        if ahead > size {
+            return Err(QueueError::IndexJumped {
+                index: index.0,
+                ahead,
+                size,
+            });
+        }
+        let count = usize::from(ahead).min(max);
+        let mut walks = Vec::with_capacity(count);
+        for i in (0..count).map_while(|i| u16::try_from(i).ok()) {
+            let slot = (next + Wrapping(i)).0 % size;
+            let entry = self.ring.avail_ring() + 4 + 2 * u64::from(slot);
+            let head: u16 = self
+                .memory
+                .read_obj(GuestAddress(entry))
+                .map_err(virtio_queue::Error::GuestMemory)?;
+            walks.push(self.walk(u16::from_le(head))?);
+        }
+        self.fetch_tables(&mut walks)?;
+        let chains = walks
+            .into_iter()
+            .map(|walk| self.chain(walk))
+            .collect::<Result<Vec<_>, _>>()?;
+        let taken = u16::try_from(chains.len()).unwrap_or(u16::MAX);
+        self.ring.set_next_avail((next + Wrapping(taken)).0);
+        self.stats
+            .taken
+            .fetch_add(u64::from(taken), Ordering::Relaxed);
+        Ok(chains)
+    }
+
+    fn walk(&self, head: u16) -> Result<Walk, QueueError> {
+        let table = self.memory.descriptors();
+        chain::walk_ring(&table, self.ring.size(), head, self.indirect)
+            .map_err(|why| QueueError::Chain { head, why })
+    }
+
+    fn fetch_tables(&mut self, walks: &mut [Walk]) -> Result<(), QueueError> {
+        let mut heads = Vec::new();
+        let mut fetches = Vec::new();
+        for walk in walks {
+            if let Walk::Indirect {
+                head, range, table, ..
+            } = walk
+            {
+                heads.push(*head);
+                fetches.push(Transfer::from_guest([*range], table));
+            }
+        }
+        if fetches.is_empty() {
+            return Ok(());
+        }
+        self.dma.transfer(&mut fetches);
+        for (head, fetch) in heads.into_iter().zip(fetches) {
+            fetch
+                .result
+                .map_err(|source| QueueError::Table { head, source })?;
+        }
+        Ok(())
+    }
+
+    fn chain(&self, walk: Walk) -> Result<Chain, QueueError> {
+        let head = walk.head();
+        let ranges = walk
+            .into_ranges()
+            .map_err(|why| QueueError::Chain { head, why })?;
+        Ok(Chain {
+            head: Head {
+                index: head,
+                generation: self.generation,
+            },
+            readable: ranges.readable,
+            writable: ranges.writable,
+        })
+    }
+
+    /// Shows a finished request to the guest: `written` bytes from the start of
+    /// its device-writable part. Nothing of it is lent any more: `done` says so.
+    ///
+    /// # Errors
+    /// The used ring's memory failed.
+    pub fn push<T: Into<Head>>(&mut self, done: Done<T>, written: u32) -> Result<(), QueueError> {
+        let head: Head = done.into_token().into();
+        if head.generation != self.generation {
+            // completed after its queue was given back: the guest has forgotten it
+            tracing::debug!(
+                head = head.index,
+                "completion of an earlier activation dropped"
+            );
+            return Ok(());
+        }
+        self.ring.add_used(&self.memory, head.index, written)?;
+        self.stats.pushed.fetch_add(1, Ordering::Relaxed);
+        self.stats
+            .written
+            .fetch_add(u64::from(written), Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Interrupts the guest if it wants to hear of what was pushed.
+    ///
+    /// # Errors
+    /// The rings' memory failed.
+    pub fn notify(&mut self) -> Result<(), QueueError> {
+        if self.ring.needs_notification(&self.memory)? {
+            self.notifier.used_ring();
+        }
+        Ok(())
+    }
+
+    /// Asks the guest not to kick while the worker looks at the ring anyway.
+    ///
+    /// # Errors
+    /// The rings' memory failed.
+    pub fn kicks_off(&mut self) -> Result<(), QueueError> {
+        Ok(self.ring.disable_notification(&self.memory)?)
+    }
+
+    /// Asks for kicks again. True if something became available meanwhile, so
+    /// that no kick may come for it.
+    ///
+    /// # Errors
+    /// The rings' memory failed.
+    pub fn kicks_on(&mut self) -> Result<bool, QueueError> {
+        Ok(self.ring.enable_notification(&self.memory)?)
+    }
+
+    /// Gives the queue back: unmaps its rings and tells how far it got.
+    pub fn give_back(self) -> QueuePosition {
+        QueuePosition {
+            next_avail: self.ring.next_avail(),
+            next_used: self.ring.next_used(),
+        }
+    }
+}
+
+/// virtio 1.3 §2.7: sizes and alignments.
+pub fn check_layout(layout: &QueueLayout) -> Result<(), QueueError> {
+    if !layout.size.is_power_of_two() || layout.size > 32768 {
+        return Err(QueueError::Size(layout.size));
+    }
+    let parts = [
+        ("descriptor table", layout.desc, 16),
+        ("available ring", layout.avail, 2),
+        ("used ring", layout.used, 4),
+    ];
+    for (part, address, align) in parts {
+        if address % align != 0 {
+            return Err(QueueError::Misaligned {
+                part,
+                address,
+                align,
+            });
+        }
+    }
+    Ok(())
+}
+
+impl std::fmt::Debug for ActiveQueue {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ActiveQueue")
+            .field("index", &self.index)
+            .field("size", &self.ring.size())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,273 @@
+//! The worker: one thread that owns one queue.
+//!
+//! It sleeps until the doorbell rings, the handler has something to complete,
+//! or it is told to stop. Stopping is asked for and answered by a message, so
+//! that the thread which answers register accesses never waits.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::Sender;
+use std::thread;
+
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::device::QueueHandler;
+use super::interrupt::Notifier;
+use super::queue::{ActiveQueue, QueueError, QueuePosition};
+
+/// A queue that its worker has given back.
+#[derive(Debug)]
+pub struct Returned {
+    /// Which queue.
+    pub index: u16,
+    /// How far it got; `None` if the worker died over it.
+    pub position: Option<QueuePosition>,
+}
+
+/// Where workers give queues back: a channel, and an event for the loop that
+/// waits on it.
+#[derive(Debug)]
+pub struct ReturnPath {
+    /// Receives the queues.
+    pub sender: Sender<Returned>,
+    /// Rings when there is one.
+    pub event: EventFd,
+}
+
+/// A running worker, as its transport sees it.
+#[derive(Debug)]
+pub struct Worker {
+    stop: Arc<AtomicBool>,
+    doorbell: EventFd,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+impl Worker {
+    /// Starts a thread called `name` that serves `queue` with `handler`
+    /// whenever `doorbell` rings, and once at the start: a driver may have
+    /// made buffers available before. `doorbell` does not block when read.
+    ///
+    /// # Errors
+    /// No thread or no event file; the queue is then given back already.
+    pub fn start(
+        name: String,
+        queue: ActiveQueue,
+        handler: Box<dyn QueueHandler>,
+        doorbell: &EventFd,
+        notifier: Arc<Notifier>,
+        returns: ReturnPath,
+    ) -> io::Result<Self> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let own = doorbell.try_clone()?;
+        let events = Events::new(own.as_raw_fd(), handler.event())?;
+        let body = Body {
+            events,
+            stop: Arc::clone(&stop),
+            doorbell: own,
+            notifier,
+        };
+        let guard = ReturnGuard {
+            index: queue.index(),
+            position: None,
+            returns,
+        };
+        let span = tracing::Span::current();
+        let thread = thread::Builder::new().name(name).spawn(move || {
+            let _entered = span.enter();
+            // declared first, dropped last: the queue is unmapped by then
+            let mut guard = guard;
+            guard.position = Some(body.run(queue, handler));
+        })?;
+        Ok(Worker {
+            stop,
+            doorbell: doorbell.try_clone()?,
+            thread: Some(thread),
+        })
+    }
+
+    /// Asks the worker to give its queue back.
+    pub fn stop(&self) {
+        self.stop.store(true, Ordering::SeqCst);
+        if let Err(error) = self.doorbell.write(1) {
+            tracing::error!(%error, "worker could not be woken");
+        }
+    }
+
+    /// Waits for the thread, which has given its queue back already.
+    pub fn join(mut self) {
+        self.wait();
+    }
+
+    fn wait(&mut self) {
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("a queue's worker died");
+        }
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.stop();
+        self.wait();
+    }
+}
+
+/// Gives the queue back even if the worker dies over it: a vCPU may be waiting.
+struct ReturnGuard {
+    index: u16,
+    position: Option<QueuePosition>,
+    returns: ReturnPath,
+}
+
+impl Drop for ReturnGuard {
+    fn drop(&mut self) {
+        let returned = Returned {
+            index: self.index,
+            position: self.position,
+        };
+        // nobody listens once the transport is gone
+        if self.returns.sender.send(returned).is_ok()
+            && let Err(error) = self.returns.event.write(1)
+        {
+            tracing::error!(%error, "a queue was given back and nobody could be told");
+        }
+    }
+}
+
+const DOORBELL: u64 = 0;
+const HANDLER: u64 = 1;
+
+/// What a worker waits for.
+struct Events {
+    epoll: Epoll,
+}
+
+impl Events {
+    fn new(doorbell: RawFd, handler: Option<BorrowedFd<'_>>) -> io::Result<Self> {
+        let epoll = Epoll::new()?;
+        let sources = [
+            (Some(doorbell), DOORBELL),
+            (handler.map(|fd| fd.as_raw_fd()), HANDLER),
+        ];
+        for (fd, data) in sources {
+            if let Some(fd) = fd {
+                let event = EpollEvent::new(EventSet::IN, data);
+                epoll.ctl(ControlOperation::Add, fd, event)?;
+            }
+        }
+        Ok(Events { epoll })
+    }
+
+    /// Waits for the doorbell alone from here on.
+    fn forget(&self, handler: Option<BorrowedFd<'_>>) {
+        let Some(fd) = handler else { return };
+        let event = EpollEvent::default();
+        if let Err(error) = self
+            .epoll
+            .ctl(ControlOperation::Delete, fd.as_raw_fd(), event)
+        {
+            tracing::error!(%error, "a broken queue's events cannot be switched off");
+        }
+    }
+
+    /// Waits; true if it is the handler's event.
+    fn wait(&self) -> io::Result<bool> {
+        let mut events = [EpollEvent::default(); 2];
+        let count = loop {
+            match self.epoll.wait(-1, &mut events) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                other => break other?,
+            }
+        };
+        Ok(events
+            .iter()
+            .take(count)
+            .any(|event| event.data() == HANDLER))
+    }
+}
+
+struct Body {
+    events: Events,
+    stop: Arc<AtomicBool>,
+    doorbell: EventFd,
+    notifier: Arc<Notifier>,
+}
+
+impl Body {
+    fn run(self, mut queue: ActiveQueue, mut handler: Box<dyn QueueHandler>) -> QueuePosition {
+        let mut broken = false;
+        let mut advance = false;
+        while !self.stop.load(Ordering::SeqCst) {
+            if !broken && let Err(error) = self.serve(&mut queue, &mut *handler, advance) {
+                // reported once, however deep the cause
+                let cause = with_causes(&error);
+                tracing::warn!(queue = queue.index(), error = %cause, "the guest broke its queue; the device needs a reset");
+                broken = true;
+                self.events.forget(handler.event());
+                self.notifier.need_reset();
+            }
+            match self.events.wait() {
+                Ok(event) => advance = event,
+                Err(error) => {
+                    tracing::error!(%error, "worker cannot wait for events");
+                    self.notifier.need_reset();
+                    break;
+                }
+            }
+            // the counter is of no interest, an empty one neither
+            let _ = self.doorbell.read();
+        }
+        handler.settle(&mut queue);
+        drop(handler);
+        queue.give_back()
+    }
+
+    /// Serves everything that is available.
+    fn serve(
+        &self,
+        queue: &mut ActiveQueue,
+        handler: &mut dyn QueueHandler,
+        advance: bool,
+    ) -> Result<(), QueueError> {
+        if advance {
+            handler.advance(queue)?;
+            queue.notify()?;
+        }
+        loop {
+            queue.kicks_off()?;
+            while !self.stop.load(Ordering::SeqCst) {
+                let room = handler.room();
+                if room == 0 {
+                    // its event brings the worker back here
+                    return Ok(());
+                }
+                let chains = queue.take(room)?;
+                if chains.is_empty() {
+                    break;
+                }
+                handler.serve(queue, chains)?;
+                queue.notify()?;
+            }
+            if self.stop.load(Ordering::SeqCst) || !queue.kicks_on()? {
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// An error with all its causes, in one line.
+pub fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
