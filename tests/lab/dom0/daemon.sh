@@ -1,0 +1,30 @@
+# shellcheck shell=sh
+# xen-dm in dom0: one at a time.
+
+DAEMON_LOG=$WORK/daemon.log
+
+# daemon_start [ARGUMENT…]: in the background; its process id is in DAEMON.
+daemon_start() {
+  [ -x /lab/xen-dm ] || fail "there is no xen-dm in this machine"
+  /lab/xen-dm daemon "$@" >>"$DAEMON_LOG" 2>&1 </dev/null &
+  DAEMON=$!
+  echo "$DAEMON" >"$WORK/daemon.pid"
+}
+
+daemon_lives() { kill -0 "$DAEMON" 2>/dev/null; }
+
+# daemon_stop: SIGTERM has to end it, successfully, within ten seconds.
+daemon_stop() {
+  daemon_lives || fail "the daemon ended by itself"
+  kill -TERM "$DAEMON"
+  within 10 daemon_gone || fail "the daemon ignores SIGTERM"
+  status=0
+  wait "$DAEMON" || status=$?
+  same "the daemon's exit status" 0 "$status"
+  rm -f "$WORK/daemon.pid"
+}
+daemon_gone() { ! grep -q '^State:.[^ZX]' "/proc/$DAEMON/status" 2>/dev/null; }
+
+# What the daemon holds of Xen's: open descriptors, and mappings of guest memory.
+daemon_descriptors() { find "/proc/$DAEMON/fd" -mindepth 1 | wc -l; }
+daemon_mappings() { grep -c -E '/dev/xen/(privcmd|gntdev)' "/proc/$DAEMON/maps" || true; }

@@ -1,0 +1,30 @@
+# shellcheck shell=sh
+# Cases about one disk.
+
+DISK=$WORK/disk.img
+
+checksum() { sha256sum "$1" | cut -d' ' -f1; }
+
+# blank_disk MIB / random_disk MIB: the image, sparse or full of noise.
+blank_disk() { dd if=/dev/zero of="$DISK" bs=1M count=0 seek="$1" 2>/dev/null; }
+random_disk() { dd if=/dev/urandom of="$DISK" bs=1M count="$1" 2>/dev/null; }
+
+# file_system_round GRANTS: a guest writes a file on an ext4 that dom0 made and verifies it (guest/disk.sh);
+# after its end dom0 finds the file system clean and the same file on it.
+file_system_round() {
+  blank_disk 64
+  mkfs.ext4 -q -F "$DISK"
+  daemon_start
+  guest_config lab "$(disk_line "$DISK" rw "$1")"
+  guest_create lab
+  guest_wait lab finished 60
+  guest_destroy lab
+  daemon_stop
+
+  e2fsck -f -n "$DISK" || fail "e2fsck finds faults"
+  mount -t ext4 -o loop,ro "$DISK" /mnt
+  found=$(checksum /mnt/noise)
+  umount /mnt
+  same "the checksum of the file in dom0" "$(guest_says lab checksum)" "$found"
+  note "$(guest_says lab figures)"
+}

@@ -1,0 +1,165 @@
+# shellcheck shell=bash
+# Boots the machine for the cases of one kernel and judges them by what dom0 says on the console
+# (dom0/runner.sh lists the words).
+
+BOOT_SECONDS=180 # from QEMU's start to dom0's "ready"; five to fifteen are usual
+SLACK_SECONDS=60 # what a case may take on top of its own bound, logs included
+
+PASSED=0
+FAILED=0
+LAST_NOTES=() # what the last boot's cases noted, "CASE TEXT"
+
+# prepare KERNEL…: everything that the cases of these kernels need.
+prepare() {
+  local kernel
+  need_xen
+  need_userland
+  need_xen_dm
+  for kernel; do need_kernel "$kernel"; done
+}
+
+# run_cases CASE…: runs them, a boot for each kernel, and counts in PASSED and FAILED.
+run_cases() {
+  local kernel name wanted=() kernels=()
+  for kernel in "${KERNELS[@]}"; do
+    for name; do [ "$(case_header "$name" kernel)" != "$kernel" ] || { kernels+=("$kernel") && break; }; done
+  done
+  prepare "${kernels[@]}"
+  temporary_directory
+  for kernel in "${kernels[@]}"; do
+    wanted=()
+    for name; do [ "$(case_header "$name" kernel)" != "$kernel" ] || wanted+=("$name"); done
+    need_kernel "$kernel"
+    make_initrd "$kernel" "$TEMPORARY"
+    # A case that takes the whole machine down must not take the others with it: they get another boot.
+    while [ ${#wanted[@]} -gt 0 ]; do
+      boot "$kernel" "${wanted[@]}"
+      wanted=("${NOT_RUN[@]}")
+    done
+  done
+}
+
+# boot KERNEL CASE…: one boot. Sets NOT_RUN to the cases that had no turn because the machine ended early.
+boot() {
+  local kernel=$1 joined log line='' piece output qemu status word name rest current='' limit
+  shift
+  NOT_RUN=("$@")
+  joined=$*
+  mkdir -p "$LAB_CACHE/logs"
+  log=$LAB_CACHE/logs/run-$kernel-$(date +%Y%m%d-%H%M%S)-$$.log
+  machine_command "$TEMPORARY" "$XEN_IMAGE" "$KERNEL_IMAGE" "$INITRD" "lab.cases=${joined// /,}"
+  say "booting Xen and dom0 ($kernel kernel) for $# case(s)"
+  mkfifo "$TEMPORARY/console"
+  "${MACHINE_COMMAND[@]}" -serial stdio </dev/null >"$TEMPORARY/console" 2>&1 &
+  qemu=$!
+  CLEAN_PIDS+=("$qemu")
+  exec {output}<"$TEMPORARY/console"
+  rm "$TEMPORARY/console"
+
+  limit=$((SECONDS + BOOT_SECONDS))
+  while :; do
+    if IFS= read -r -t 1 piece <&"$output"; then
+      line=$line${piece//$'\r'/}
+      printf '%s\n' "$line" >>"$log"
+      if [[ $line == *"LAB: "* ]]; then
+        read -r word name rest <<<"${line#*LAB: }"
+        console_word "$word" "$name" "$rest"
+      fi
+      line=
+    else
+      status=$?
+      line=$line$piece # the time was over in the middle of a line
+      [ "$status" -gt 128 ] || break
+    fi
+    if [ "$SECONDS" -ge "$limit" ]; then
+      kill -KILL "$qemu"
+      break
+    fi
+  done
+  exec {output}<&-
+  wait "$qemu" 2>/dev/null || true
+  machine_ended "$log"
+}
+
+# console_word WORD CASE TEXT: boot's reaction to one word of dom0's; shares boot's variables.
+console_word() {
+  case $1 in
+  ready)
+    say "dom0 is up, $2 s after its kernel started"
+    limit=$((SECONDS + SLACK_SECONDS))
+    ;;
+  start)
+    current=$2
+    LAST_LOG=()
+    limit=$((SECONDS + $(case_header "$current" seconds) + SLACK_SECONDS))
+    ;;
+  note)
+    LAST_NOTES+=("$2 $3")
+    [ -z "${STORY:-}" ] || say "$3"
+    ;;
+  log) LAST_LOG+=("$3") ;;
+  ok)
+    PASSED=$((PASSED + 1))
+    case_ended "$2"
+    echo "$2 ok $3 s$(notes_of "$2")"
+    ;;
+  FAILED)
+    case_ended "$2"
+    case_failed "$2" "after ${3%% *} s: ${3#* }" "$log"
+    ;;
+  end) limit=$((SECONDS + 30)) ;; # to power off
+  esac
+}
+
+notes_of() {
+  local note
+  for note in "${LAST_NOTES[@]}"; do
+    [ "${note%% *}" != "$1" ] || printf '; %s' "${note#* }"
+  done
+}
+
+case_ended() { # it had its turn
+  local name left=()
+  for name in "${NOT_RUN[@]}"; do [ "$name" = "$1" ] || left+=("$name"); done
+  NOT_RUN=("${left[@]}")
+  current=
+  limit=$((SECONDS + SLACK_SECONDS))
+}
+
+case_failed() { # CASE REASON LOG
+  FAILED=$((FAILED + 1))
+  echo "$1 FAILED $2"
+  local excerpt=("${LAST_LOG[@]}")
+  [ ${#excerpt[@]} -le 60 ] || excerpt=("${LAST_LOG[@]:0:60}" "… $((${#LAST_LOG[@]} - 60)) more lines in the log")
+  [ ${#excerpt[@]} -eq 0 ] || printf '    %s\n' "${excerpt[@]}"
+  echo "    the whole console: $3"
+  LAST_LOG=()
+}
+
+# machine_ended LOG: the console closed. Cases without a result failed or, if they had not begun, get
+# another boot; but a machine that never got to its first case is not started again.
+machine_ended() {
+  local name
+  [ ${#NOT_RUN[@]} -gt 0 ] || return 0
+  mapfile -t LAST_LOG < <(tail -n 25 "$1")
+  if [ -n "$current" ]; then
+    name=$current
+    case_ended "$name"
+    case_failed "$name" "the machine ended or hung in the middle of it" "$1"
+  else
+    for name in "${NOT_RUN[@]}"; do case_failed "$name" "the machine did not come up" "$1"; done
+    NOT_RUN=()
+  fi
+}
+
+# lab_shell KERNEL: a shell in dom0 on this terminal.
+lab_shell() {
+  [[ " ${KERNELS[*]} " == *" $1 "* ]] || die "there is no kernel '$1'; there are: ${KERNELS[*]}"
+  prepare "$1"
+  temporary_directory
+  need_kernel "$1"
+  make_initrd "$1" "$TEMPORARY"
+  machine_command "$TEMPORARY" "$XEN_IMAGE" "$KERNEL_IMAGE" "$INITRD" ""
+  say "booting; Ctrl-a x ends the emulator, Ctrl-a c is its own command line"
+  "${MACHINE_COMMAND[@]}" -serial mon:stdio
+}

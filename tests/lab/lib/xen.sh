@@ -1,0 +1,44 @@
+# shellcheck shell=bash
+# The hypervisor: Debian's Xen source, built with resources/lab/xen.config. Debian's own arm64 build has no
+# ioreq servers (every DM_OP answers ENOSYS), so it has to be built; half a minute.
+
+# need_xen: sets XEN_IMAGE.
+need_xen() {
+  if [ -n "${XEN_LAB_PREBUILT:-}" ]; then
+    prebuilt xen.gz xen
+    XEN_IMAGE=$ARTEFACT/xen
+    return
+  fi
+  host_need "${LAB_HOST_PACKAGES[@]}" "${BUILD_HOST_PACKAGES[@]}"
+  artefact xen "$(content_key "$LAB_SUITE" "$(declare -f build_xen)" "$(without_comments "$LAB_RESOURCES/xen.config")")" \
+    "5 MB of source, about 30 s on two cores" build_xen
+  XEN_IMAGE=$ARTEFACT/xen
+}
+
+# prebuilt FILE.gz NAME: unpacks one of XEN_LAB_PREBUILT's images.
+prebuilt() {
+  local file=$XEN_LAB_PREBUILT/$1
+  [ -r "$file" ] || die "XEN_LAB_PREBUILT=$XEN_LAB_PREBUILT has no readable $1 (xen.gz and Image.gz are expected there)"
+  artefact "prebuilt-$2" "$(sha256sum <"$file" | cut -c1-16)" "" unpack_prebuilt "$(realpath "$file")" "$2"
+}
+unpack_prebuilt() { gzip -dc "$1" >"$2"; }
+
+build_xen() {
+  local option
+  apt_state xen-source amd64 "deb-src $(debian_mirror Debian) $LAB_SUITE main"
+  apt_in xen-source apt-get -qq source --download-only --tar-only xen
+  mkdir source
+  tar --strip-components=1 -C source -xf xen_*.orig.tar.*
+  cd source/xen || return
+  export XEN_TARGET_ARCH=arm64 CROSS_COMPILE=$CROSS
+  make arm64_defconfig
+  cat "$LAB_RESOURCES/xen.config" >>.config
+  make olddefconfig
+  for option in IOREQ_SERVER STATIC_MEMORY DOM0LESS_BOOT; do
+    grep -qx "CONFIG_$option=y" .config || { echo "the configuration lost CONFIG_$option" && return 1; }
+  done
+  make -j"$(nproc)"
+  cp xen ../../xen
+  cd ../..
+  rm -rf source xen_*
+}
