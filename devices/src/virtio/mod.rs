@@ -3,9 +3,11 @@
 pub mod device;
 pub mod features;
 pub mod interrupt;
+pub mod mmio;
 pub mod queue;
 pub mod worker;
 
 pub use device::{Device, DeviceError, DeviceType, DmaProvider, QueueHandler};
 pub use interrupt::{Interrupt, Notifier};
+pub use mmio::{Answer, Transport, TransportOptions};
 pub use queue::{ActiveQueue, Chain, Head, QueueError, QueueLayout, QueuePosition};

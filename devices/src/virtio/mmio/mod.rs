@@ -1,0 +1,502 @@
+//! The register transport: virtio-mmio version 2, as one state machine.
+//!
+//! A [`Transport`] belongs to the thread that answers its guest's register
+//! accesses. It never touches a ring: it starts and stops the workers that do.
+//!
+//! ```text
+//!            STATUS |= FEATURES_OK          STATUS |= DRIVER_OK
+//!  ┌───────┐   (subset, checked)  ┌────────────┐        ┌─────────┐
+//!  │ reset ├─────────────────────►│ negotiated ├───────►│ running │◄─┐ QUEUE_READY=1
+//!  └───▲───┘                      └─────┬──────┘        └─┬──┬──┬─┘──┘ starts a queue
+//!      │                                │                 │  │  │
+//!      │      STATUS = 0                │                 │  │  │ QUEUE_READY=0, QUEUE_RESET
+//!      │  nothing runs: at once         │                 │  │  ▼
+//!      ├────────────────────────────────┴─────────────────┘  │ queue stopping ── given back ──► running
+//!      │                                                     ▼
+//!      └──────────── every queue given back ──────────── stopping
+//! ```
+//!
+//! A driver frees its rings right after writing 0 to STATUS and does not poll.
+//! So a write that stops queues is answered only when their workers have given
+//! them back and nothing of the guest's memory is mapped: [`Answer::Later`],
+//! with [`Transport::collect`] telling when. Other vCPUs and other devices go
+//! on meanwhile.
+//!
+//! A queue that breaks sets DEVICE_NEEDS_RESET in any state. An access that
+//! makes no sense is counted and ignored; reads then return 0.
+
+mod queues;
+pub mod register;
+#[cfg(test)]
+mod tests;
+
+use std::io;
+use std::sync::Arc;
+
+use vmm_sys_util::eventfd::EventFd;
+
+use super::device::{Device, DmaProvider};
+use super::features::{self, STATUS_DRIVER_OK, STATUS_FEATURES_OK, STATUS_NEEDS_RESET};
+use super::interrupt::{Interrupt, Notifier};
+use super::queue::QueueStats;
+use queues::{QueueContext, Queues};
+pub use register::{Register, read_empty_slot};
+
+/// Whether a write is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use = "a vCPU waits for the answer"]
+pub enum Answer {
+    /// Answer the guest.
+    Now,
+    /// Answer it once [`Transport::collect`] says so: queues are being stopped.
+    Later,
+}
+
+/// How a transport presents its device.
+#[derive(Clone, Debug)]
+pub struct TransportOptions {
+    /// Names its threads; short.
+    pub label: String,
+    /// Offer ACCESS_PLATFORM and insist on it: the guest's addresses are
+    /// grants, and a driver that does not know would hand out plain ones.
+    pub access_platform: bool,
+}
+
+/// The register file; plain data.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Registers {
+    /// Device status, without DEVICE_NEEDS_RESET.
+    pub status: u32,
+    /// Which half of the device's features is read.
+    pub device_features_sel: u32,
+    /// Which half of the driver's features is written.
+    pub driver_features_sel: u32,
+    /// The features that the driver takes.
+    pub driver_features: u64,
+    /// Which queue the queue registers speak of.
+    pub queue_sel: u32,
+    /// Which shared-memory region its registers speak of.
+    pub shm_sel: u32,
+}
+
+/// A device behind its registers.
+pub struct Transport {
+    device: Box<dyn Device>,
+    options: TransportOptions,
+    registers: Registers,
+    queues: Queues,
+    notifier: Arc<Notifier>,
+    provider: Arc<dyn DmaProvider>,
+    resetting: bool,
+    malformed: u64,
+}
+
+impl Transport {
+    /// Puts `device` behind registers. `returned` rings when a worker has given
+    /// a queue back; [`Transport::collect`] is to be called then.
+    ///
+    /// # Errors
+    /// No event files.
+    pub fn new(
+        device: Box<dyn Device>,
+        options: TransportOptions,
+        line: Arc<dyn Interrupt>,
+        provider: Arc<dyn DmaProvider>,
+        returned: EventFd,
+    ) -> io::Result<Self> {
+        let queues = Queues::new(device.queue_sizes(), returned)?;
+        Ok(Transport {
+            device,
+            options,
+            registers: Registers::default(),
+            queues,
+            notifier: Arc::new(Notifier::new(line)),
+            provider,
+            resetting: false,
+            malformed: 0,
+        })
+    }
+
+    /// The features that the device offers.
+    pub fn offered(&self) -> u64 {
+        let platform = match self.options.access_platform {
+            true => features::ACCESS_PLATFORM,
+            false => 0,
+        };
+        self.device.features()
+            | platform
+            | features::VERSION_1
+            | features::RING_INDIRECT_DESC
+            | features::RING_EVENT_IDX
+            | features::RING_RESET
+    }
+
+    /// The register file as it stands.
+    pub fn registers(&self) -> &Registers {
+        &self.registers
+    }
+
+    /// What the device tells its driver by.
+    pub fn notifier(&self) -> &Arc<Notifier> {
+        &self.notifier
+    }
+
+    /// The device behind the registers.
+    pub fn device(&self) -> &dyn Device {
+        &*self.device
+    }
+
+    /// Whether the driver is up.
+    pub fn is_running(&self) -> bool {
+        self.registers.status & STATUS_DRIVER_OK != 0
+    }
+
+    /// Accesses that made no sense, since the start.
+    pub fn malformed(&self) -> u64 {
+        self.malformed
+    }
+
+    /// The doorbell of a queue, to be rung in place of writing QueueNotify.
+    pub fn doorbell(&self, queue: u16) -> Option<&EventFd> {
+        self.queues.doorbell(queue)
+    }
+
+    /// Counters of a queue.
+    pub fn queue_stats(&self, queue: u16) -> Option<&Arc<QueueStats>> {
+        self.queues.stats(queue)
+    }
+
+    /// Reads `size` bytes at `offset` into the device's window.
+    pub fn read(&mut self, offset: u64, size: u8) -> u64 {
+        if offset >= register::CONFIG {
+            return self.read_config(offset - register::CONFIG, size);
+        }
+        match (Register::at(offset), size) {
+            (Some(register), 4) => u64::from(self.read_register(register)),
+            _ => {
+                self.malformed += 1;
+                tracing::debug!(offset, size, "malformed read of a register");
+                0
+            }
+        }
+    }
+
+    fn read_register(&mut self, register: Register) -> u32 {
+        let selected = self.registers.queue_sel;
+        match register {
+            Register::MagicValue => register::MAGIC,
+            Register::Version => register::VERSION,
+            Register::DeviceId => self.device.device_type().0,
+            Register::VendorId => register::VENDOR,
+            Register::DeviceFeatures => half(self.offered(), self.registers.device_features_sel),
+            Register::QueueSizeMax => self.queues.max_size(selected),
+            Register::QueueReady => u32::from(self.queues.is_ready(selected)),
+            Register::QueueReset => u32::from(self.queues.is_resetting(selected)),
+            Register::InterruptStatus => self.notifier.status(),
+            Register::Status => self.status(),
+            Register::ConfigGeneration => self.notifier.generation(),
+            // virtio 1.3 §4.2.2: a region that does not exist has all ones
+            Register::ShmLenLow
+            | Register::ShmLenHigh
+            | Register::ShmBaseLow
+            | Register::ShmBaseHigh => u32::MAX,
+            Register::DeviceFeaturesSel
+            | Register::DriverFeatures
+            | Register::DriverFeaturesSel
+            | Register::QueueSel
+            | Register::QueueSize
+            | Register::QueueNotify
+            | Register::InterruptAck
+            | Register::QueueDescLow
+            | Register::QueueDescHigh
+            | Register::QueueDriverLow
+            | Register::QueueDriverHigh
+            | Register::QueueDeviceLow
+            | Register::QueueDeviceHigh
+            | Register::ShmSel => {
+                // write-only
+                self.malformed += 1;
+                0
+            }
+        }
+    }
+
+    fn status(&self) -> u32 {
+        match self.notifier.needs_reset() {
+            true => self.registers.status | STATUS_NEEDS_RESET,
+            false => self.registers.status,
+        }
+    }
+
+    fn read_config(&mut self, offset: u64, size: u8) -> u64 {
+        let mut bytes = [0; 8];
+        match bytes.get_mut(..usize::from(size)) {
+            Some(data) if is_natural(offset, size) => self.device.read_config(offset, data),
+            _ => self.malformed += 1,
+        }
+        u64::from_le_bytes(bytes)
+    }
+
+    /// Writes `size` bytes at `offset` into the device's window.
+    pub fn write(&mut self, offset: u64, size: u8, value: u64) -> Answer {
+        if offset >= register::CONFIG {
+            self.write_config(offset - register::CONFIG, size, value);
+            return Answer::Now;
+        }
+        match (Register::at(offset), size, u32::try_from(value)) {
+            (Some(register), 4, Ok(value)) => self.write_register(register, value),
+            _ => {
+                tracing::debug!(offset, size, value, "malformed write to a register");
+                self.ignore()
+            }
+        }
+    }
+
+    fn write_config(&mut self, offset: u64, size: u8, value: u64) {
+        let bytes = value.to_le_bytes();
+        let written = match bytes.get(..usize::from(size)) {
+            Some(data) if is_natural(offset, size) => self.device.write_config(offset, data),
+            _ => false,
+        };
+        if !written {
+            self.malformed += 1;
+        }
+    }
+
+    fn write_register(&mut self, register: Register, value: u32) -> Answer {
+        if register == Register::Status {
+            return self.write_status(value);
+        }
+        if register == Register::InterruptAck {
+            self.notifier.acknowledge(value);
+            return Answer::Now;
+        }
+        if self.resetting {
+            // a driver that resets its device has nothing else to say to it
+            return self.ignore();
+        }
+        let selected = self.registers.queue_sel;
+        let negotiable = self.registers.status & STATUS_FEATURES_OK == 0;
+        let known = match register {
+            Register::DeviceFeaturesSel => {
+                self.registers.device_features_sel = value;
+                true
+            }
+            Register::DriverFeaturesSel => {
+                self.registers.driver_features_sel = value;
+                true
+            }
+            Register::DriverFeatures if negotiable => {
+                let sel = self.registers.driver_features_sel;
+                set_half(&mut self.registers.driver_features, sel, value)
+            }
+            Register::QueueSel => {
+                self.registers.queue_sel = value;
+                true
+            }
+            Register::ShmSel => {
+                self.registers.shm_sel = value;
+                true
+            }
+            Register::QueueSize => self.queues.set_size(selected, value),
+            Register::QueueDescLow
+            | Register::QueueDescHigh
+            | Register::QueueDriverLow
+            | Register::QueueDriverHigh
+            | Register::QueueDeviceLow
+            | Register::QueueDeviceHigh => self.queues.set_address(selected, register, value),
+            Register::QueueNotify => self.queues.ring(value),
+            Register::QueueReady => return self.write_queue_ready(selected, value),
+            Register::QueueReset => return self.write_queue_reset(selected, value),
+            _ => false,
+        };
+        match known {
+            true => Answer::Now,
+            false => {
+                tracing::debug!(?register, value, "write to a register ignored");
+                self.ignore()
+            }
+        }
+    }
+
+    fn ignore(&mut self) -> Answer {
+        self.malformed += 1;
+        Answer::Now
+    }
+
+    fn write_status(&mut self, value: u32) -> Answer {
+        if value == 0 {
+            return self.begin_reset();
+        }
+        if self.resetting {
+            return self.ignore();
+        }
+        let mut status = self.registers.status;
+        let added = value & !status & !STATUS_NEEDS_RESET;
+        if status & !value != 0 {
+            // virtio 1.3 §2.1.1: a driver clears no bit but by resetting
+            self.malformed += 1;
+        }
+        status |= added;
+        if added & STATUS_FEATURES_OK != 0 && !self.accepts(self.registers.driver_features) {
+            tracing::info!(
+                driver = format_args!("{:#x}", self.registers.driver_features),
+                offered = format_args!("{:#x}", self.offered()),
+                "the guest's choice of features is refused"
+            );
+            status &= !STATUS_FEATURES_OK;
+        }
+        if added & STATUS_DRIVER_OK != 0 && status & STATUS_FEATURES_OK == 0 {
+            self.malformed += 1;
+            status &= !STATUS_DRIVER_OK;
+        }
+        self.registers.status = status;
+        if added & status & STATUS_DRIVER_OK != 0 {
+            tracing::info!(
+                features = format_args!("{:#x}", self.registers.driver_features),
+                "the guest's driver is up"
+            );
+            for index in self.queues.ready() {
+                self.start(index);
+            }
+        }
+        Answer::Now
+    }
+
+    /// virtio 1.3 §2.2: a subset of what is offered, and never a legacy driver.
+    fn accepts(&self, driver: u64) -> bool {
+        let needed = match self.options.access_platform {
+            true => features::VERSION_1 | features::ACCESS_PLATFORM,
+            false => features::VERSION_1,
+        };
+        driver & !self.offered() == 0 && driver & needed == needed
+    }
+
+    fn write_queue_ready(&mut self, selected: u32, value: u32) -> Answer {
+        match value {
+            0 => match self.queues.stop(selected) {
+                Some(true) => Answer::Later,
+                Some(false) => Answer::Now,
+                None => self.ignore(),
+            },
+            1 if self.registers.status & STATUS_FEATURES_OK != 0 => {
+                let Some(index) = self.queues.make_ready(selected) else {
+                    return self.ignore();
+                };
+                if self.is_running() {
+                    self.start(index);
+                }
+                Answer::Now
+            }
+            _ => self.ignore(),
+        }
+    }
+
+    /// virtio 1.3 §4.2.2.1 and §2.6.1
+    fn write_queue_reset(&mut self, selected: u32, value: u32) -> Answer {
+        let negotiated = self.registers.driver_features & features::RING_RESET != 0;
+        if value != 1 || !negotiated || self.registers.status & STATUS_FEATURES_OK == 0 {
+            return self.ignore();
+        }
+        match self.queues.reset(selected) {
+            Some(true) => Answer::Later,
+            Some(false) => Answer::Now,
+            None => self.ignore(),
+        }
+    }
+
+    /// Starts a queue; what hinders it is told to the guest as
+    /// DEVICE_NEEDS_RESET and to the log.
+    fn start(&mut self, index: u16) {
+        let context = QueueContext {
+            label: &self.options.label,
+            features: self.registers.driver_features,
+            notifier: &self.notifier,
+            provider: &*self.provider,
+        };
+        if let Err(error) = self.queues.start(index, &mut *self.device, &context) {
+            let error = super::worker::with_causes(&*error);
+            tracing::warn!(
+                queue = index,
+                error,
+                "queue cannot be started; the device needs a reset"
+            );
+            self.notifier.need_reset();
+        }
+    }
+
+    /// Resets the device, as writing 0 to STATUS does.
+    pub fn begin_reset(&mut self) -> Answer {
+        self.resetting = true;
+        self.queues.stop_all();
+        match self.finish_reset() {
+            true => Answer::Now,
+            false => Answer::Later,
+        }
+    }
+
+    fn finish_reset(&mut self) -> bool {
+        if !self.queues.all_stopped() {
+            return false;
+        }
+        self.registers = Registers::default();
+        self.queues.forget();
+        self.notifier.reset();
+        self.device.reset();
+        self.resetting = false;
+        true
+    }
+
+    /// Takes back the queues that workers have given back. True when nothing is
+    /// being stopped any more: every write that was answered with
+    /// [`Answer::Later`] is to be answered to the guest now.
+    pub fn collect(&mut self) -> bool {
+        for lost in self.queues.collect() {
+            tracing::error!(
+                queue = lost,
+                "a queue's worker ended unasked; the device needs a reset"
+            );
+            self.notifier.need_reset();
+        }
+        if self.resetting {
+            return self.finish_reset();
+        }
+        !self.queues.any_stopping()
+    }
+}
+
+impl std::fmt::Debug for Transport {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Transport")
+            .field("device", &self.device.device_type())
+            .field("registers", &self.registers)
+            .field("resetting", &self.resetting)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Half `sel` of 64 feature bits; there are no more.
+fn half(features: u64, sel: u32) -> u32 {
+    let bytes = features.to_le_bytes();
+    let (halves, _) = bytes.as_chunks::<4>();
+    usize::try_from(sel)
+        .ok()
+        .and_then(|sel| halves.get(sel))
+        .map_or(0, |half| u32::from_le_bytes(*half))
+}
+
+fn set_half(features: &mut u64, sel: u32, value: u32) -> bool {
+    let value = u64::from(value);
+    match sel {
+        0 => *features = *features & !0xffff_ffff | value,
+        1 => *features = *features & 0xffff_ffff | value << 32,
+        // bits that do not exist are not taken
+        _ => return value == 0,
+    }
+    true
+}
+
+/// virtio 1.3 §4.2.2.2: 8, 16, 32 or 64 bit wide, and aligned.
+fn is_natural(offset: u64, size: u8) -> bool {
+    matches!(size, 1 | 2 | 4 | 8) && offset.is_multiple_of(u64::from(size))
+}
