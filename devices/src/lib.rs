@@ -10,3 +10,6 @@
 #![cfg_attr(test, allow(clippy::cast_possible_truncation, clippy::cast_sign_loss))]
 
 pub mod virtio;
+
+#[cfg(test)]
+mod testing;
