@@ -4,6 +4,9 @@
 //! guest may write to its tables at any time. Any broken rule is an error of
 //! the whole chain.
 
+#[cfg(test)]
+mod tests;
+
 use smallvec::SmallVec;
 use swiotlb::Range;
 use thiserror::Error;
@@ -128,6 +131,7 @@ impl Ranges {
 }
 
 /// A chain as far as the ring alone tells it.
+#[derive(Debug)]
 pub(super) enum Walk {
     /// All its buffers are known.
     Direct { head: u16, ranges: Ranges },

@@ -17,6 +17,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use swiotlb::{Access, Dma, Done, Fault, Range, Transfer};
 use thiserror::Error;
+use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress};
 
@@ -166,6 +167,7 @@ pub struct ActiveQueue {
     notifier: Arc<Notifier>,
     stats: Arc<QueueStats>,
     indirect: bool,
+    unannounced: bool,
     generation: u64,
 }
 
@@ -226,6 +228,7 @@ impl ActiveQueue {
             notifier,
             stats,
             indirect: negotiated & features::RING_INDIRECT_DESC != 0,
+            unannounced: false,
             generation: GENERATION.fetch_add(1, Ordering::Relaxed),
         })
     }
@@ -342,6 +345,7 @@ impl ActiveQueue {
             return Ok(());
         }
         self.ring.add_used(&self.memory, head.index, written)?;
+        self.unannounced = true;
         self.stats.pushed.fetch_add(1, Ordering::Relaxed);
         self.stats
             .written
@@ -354,10 +358,28 @@ impl ActiveQueue {
     /// # Errors
     /// The rings' memory failed.
     pub fn notify(&mut self) -> Result<(), QueueError> {
-        if self.ring.needs_notification(&self.memory)? {
+        if !std::mem::take(&mut self.unannounced) {
+            return Ok(());
+        }
+        // it also orders the used index before what is read below
+        let needed = self.ring.needs_notification(&self.memory)?;
+        if needed && !self.interrupts_off()? {
             self.notifier.used_ring();
         }
         Ok(())
+    }
+
+    /// Whether the driver's flag says that it wants no interrupts; with
+    /// EVENT_IDX the index says it. virtio 1.3 §2.7.7
+    fn interrupts_off(&self) -> Result<bool, QueueError> {
+        if self.ring.event_idx_enabled() {
+            return Ok(false);
+        }
+        let flags: u16 = self
+            .memory
+            .load(GuestAddress(self.ring.avail_ring()), Ordering::Relaxed)
+            .map_err(virtio_queue::Error::GuestMemory)?;
+        Ok(u32::from(u16::from_le(flags)) & VRING_AVAIL_F_NO_INTERRUPT != 0)
     }
 
     /// Asks the guest not to kick while the worker looks at the ring anyway.
