@@ -8,4 +8,23 @@
 
 pub mod abi;
 #[allow(unsafe_code)]
+pub(crate) mod evtchn;
+#[allow(unsafe_code)]
+pub(crate) mod gntdev;
+#[allow(unsafe_code)]
+mod ioctl;
+#[allow(unsafe_code)]
 pub mod mapping;
+#[allow(unsafe_code)]
+pub(crate) mod memfd;
+#[allow(unsafe_code)]
+pub(crate) mod privcmd;
+
+/// Borrows the descriptor of a type that only knows its number, such as
+/// vmm-sys-util's `EventFd`.
+#[allow(unsafe_code)]
+pub(crate) fn borrow_fd<T: std::os::fd::AsRawFd>(owner: &T) -> std::os::fd::BorrowedFd<'_> {
+    // SAFETY: the owner, borrowed for as long as the result, keeps the
+    // descriptor open.
+    unsafe { std::os::fd::BorrowedFd::borrow_raw(owner.as_raw_fd()) }
+}

@@ -7,6 +7,7 @@ use vm_memory::VolatileSlice;
 
 use super::GrantStatus;
 use crate::domid::DomId;
+use crate::sys::abi::PAGE_SIZE;
 
 /// Which way a grant copy goes.
 #[derive(Copy, Clone, Eq, PartialEq, Debug)]
@@ -71,6 +72,48 @@ impl<'a> CopySegment<'a> {
             direction,
             status: Self::NOT_RUN,
         }
+    }
+
+    /// The same copy, not run.
+    pub(super) fn again(&self) -> Self {
+        CopySegment {
+            status: Self::NOT_RUN,
+            ..*self
+        }
+    }
+
+    /// Appends this copy as pieces that stay within their granted pages.
+    /// Gives whether the references sufficed; none follows the last `u32`.
+    pub(super) fn split(&self, pieces: &mut Vec<Self>) -> bool {
+        let mut gref = self.gref;
+        let mut offset = usize::from(self.offset);
+        let mut done = 0;
+        while done < self.local.len() {
+            let room = PAGE_SIZE.saturating_sub(offset);
+            let len = room.min(self.local.len() - done);
+            let (Ok(local), Ok(at)) = (self.local.subslice(done, len), u16::try_from(offset))
+            else {
+                return false;
+            };
+            if len == 0 {
+                return false;
+            }
+            pieces.push(CopySegment {
+                local,
+                gref,
+                offset: at,
+                ..self.again()
+            });
+            done += len;
+            offset = 0;
+            if done < self.local.len() {
+                let Some(next) = gref.checked_add(1) else {
+                    return false;
+                };
+                gref = next;
+            }
+        }
+        true
     }
 
     /// What became of the segment.

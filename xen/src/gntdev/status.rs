@@ -57,6 +57,8 @@ impl GrantStatus {
     pub const OKAY: i16 = 0;
     /// `GNTST_eagain` as a number.
     pub const AGAIN: i16 = -12;
+    /// `GNTST_bad_gntref` as a number.
+    pub const BAD_REFERENCE: i16 = -3;
     /// `GNTST_general_error` as a number.
     pub const GENERAL: i16 = -1;
 
@@ -69,7 +71,7 @@ impl GrantStatus {
             Self::OKAY => return Ok(()),
             Self::GENERAL => Self::General,
             -2 => Self::BadDomain,
-            -3 => Self::BadReference,
+            Self::BAD_REFERENCE => Self::BadReference,
             -4 => Self::BadHandle,
             -5 => Self::BadVirtualAddress,
             -6 => Self::BadDeviceAddress,

@@ -109,6 +109,38 @@ impl Mapping {
         Ok(reservation)
     }
 
+    /// A page of ordinary memory for hypercalls' structures: present before
+    /// the call (Xen does not wait for a page fault), locked where the
+    /// process may lock memory, and not shared with a forked child.
+    ///
+    /// # Errors
+    /// What `mmap` gives.
+    pub(crate) fn for_hypercalls() -> io::Result<Mapping> {
+        // SAFETY: as in `of_file`.
+        let address = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                PAGE_SIZE,
+                protection(true),
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_POPULATE,
+                -1,
+                0,
+            )
+        };
+        let page = Self::own(address, PAGE_SIZE, true)?;
+        let at: *const libc::c_void = page.address.as_ptr().cast_const().cast();
+        // SAFETY: the page was mapped above; locking it has no effect on its
+        // content.
+        if unsafe { libc::mlock(at, PAGE_SIZE) } != 0 {
+            // Under RLIMIT_MEMLOCK 0 the page is present but could be
+            // reclaimed; the hypercall then fails with EFAULT.
+            tracing::debug!(error = %io::Error::last_os_error(), "mlock of the hypercall page");
+        }
+        // SAFETY: as above; a child simply lacks the page.
+        unsafe { libc::madvise(at.cast_mut(), PAGE_SIZE, libc::MADV_DONTFORK) };
+        Ok(page)
+    }
+
     /// Has `hook` run after the range was unmapped, in place of any earlier one.
     #[must_use]
     pub(crate) fn on_drop(mut self, hook: Box<dyn FnOnce() + Send + Sync>) -> Mapping {

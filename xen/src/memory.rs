@@ -1,0 +1,166 @@
+//! A guest's memory as seen from this process: frames mapped by number, and
+//! pages that the guest granted.
+//!
+//! Consumers are the data path's adapters, on queue workers. What a ring or a
+//! buffer is given as decides: a [`GrantAddress`] (bit 63 set) names grants,
+//! any other address guest-physical memory.
+
+mod foreign;
+mod generation;
+mod grant;
+
+use std::io;
+
+use thiserror::Error;
+use vm_memory::VolatileSlice;
+
+pub use foreign::ForeignRam;
+pub use generation::{Generation, Slices};
+pub use grant::{GrantAddress, GrantError, GrantRange};
+
+use crate::domid::DomId;
+use crate::gntdev::GrantMapping;
+use crate::privcmd;
+use crate::sys::mapping::Mapping;
+
+/// Why guest memory could not be reached.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// A frame that the guest does not have, or does not let be mapped: its
+    /// driver named an address that is no memory.
+    #[error("domain {dom}: frame {gfn:#x} is not there")]
+    NotThere {
+        /// The guest.
+        dom: DomId,
+        /// The frame.
+        gfn: u64,
+        /// What Xen said of the page.
+        source: io::Error,
+    },
+    /// An address beyond the guest's highest frame.
+    #[error("domain {dom}: frame {gfn:#x} lies above the highest, {highest:#x}")]
+    TooHigh {
+        /// The guest.
+        dom: DomId,
+        /// The frame.
+        gfn: u64,
+        /// The guest's highest frame now.
+        highest: u64,
+    },
+    /// A range without bytes, or one that goes past the end of all addresses.
+    #[error("domain {dom}: {len} bytes at {address:#x} are no range of memory")]
+    NoRange {
+        /// The guest.
+        dom: DomId,
+        /// First address.
+        address: u64,
+        /// Bytes.
+        len: usize,
+    },
+    /// The mapping as a whole failed: a fault of the host, not of the guest.
+    #[error("domain {dom}: frames from {gfn:#x} could not be mapped")]
+    Map {
+        /// The guest.
+        dom: DomId,
+        /// The first frame.
+        gfn: u64,
+        /// Why.
+        source: privcmd::Error,
+    },
+}
+
+impl Error {
+    /// Whether the guest is to blame: it named memory that it does not have.
+    #[must_use]
+    pub fn is_guests_fault(&self) -> bool {
+        !matches!(self, Error::Map { .. })
+    }
+}
+
+/// A range of guest memory that is mapped for itself and stays so: for rings,
+/// which outlive generations.
+#[derive(Debug)]
+pub struct MappedRange {
+    pages: Pages,
+    offset: usize,
+    len: usize,
+}
+
+#[derive(Debug)]
+enum Pages {
+    Foreign(Mapping),
+    Granted(GrantMapping),
+}
+
+impl MappedRange {
+    fn mapping(&self) -> &Mapping {
+        match &self.pages {
+            Pages::Foreign(mapping) => mapping,
+            Pages::Granted(grants) => grants.mapping(),
+        }
+    }
+
+    /// Just the range. Writing needs [`MappedRange::is_writable`].
+    #[must_use]
+    pub fn volatile(&self) -> VolatileSlice<'_> {
+        let whole = self.mapping().volatile();
+        // The range was checked to lie within its pages when it was made.
+        whole
+            .subslice(self.offset, self.len)
+            .unwrap_or(VolatileSlice::from(&mut [][..]))
+    }
+
+    /// Bytes of the range.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether the range has no bytes, which no mapped one has.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Address of its first byte in this process.
+    #[must_use]
+    pub fn address(&self) -> usize {
+        self.mapping().address() + self.offset
+    }
+
+    /// Whether the range may be written to.
+    #[must_use]
+    pub fn is_writable(&self) -> bool {
+        self.mapping().is_writable()
+    }
+
+    /// Whether the pages are grants, to be given back to the guest.
+    #[must_use]
+    pub fn is_granted(&self) -> bool {
+        matches!(self.pages, Pages::Granted(_))
+    }
+
+    /// Gives the range back.
+    ///
+    /// # Errors
+    /// [`gntdev::Error::Unmap`](crate::gntdev::Error::Unmap) if the guest will
+    /// see its grants in use; the mapping is gone nevertheless.
+    pub fn unmap(self) -> crate::gntdev::Result<()> {
+        match self.pages {
+            Pages::Foreign(mapping) => {
+                drop(mapping);
+                Ok(())
+            }
+            Pages::Granted(grants) => grants.unmap(),
+        }
+    }
+}
+
+/// Whole 4 KiB pages that `len` bytes from `offset` in the first one touch.
+fn pages_of(offset: usize, len: usize) -> Option<usize> {
+    use crate::sys::abi::PAGE_SIZE;
+    Some(offset.checked_add(len)?.div_ceil(PAGE_SIZE))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,188 @@
+//! A guest's memory by frame number, with generations.
+//!
+//! One [`ForeignRam`] per guest. Queue workers ask it for the current
+//! [`Generation`]; the ioreq thread starts a new one when Xen says that
+//! memory left the guest.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::generation::Generation;
+use super::{Error, MappedRange, Pages, pages_of};
+use crate::domid::DomId;
+use crate::privcmd::{self, ForeignPages, Privcmd};
+use crate::sys::abi::{PAGE_SHIFT, PAGE_SIZE};
+
+/// Frames above this are on no machine (52-bit addresses).
+const LAST_FRAME: u64 = (1 << (52 - PAGE_SHIFT)) - 1;
+/// What is taken for the highest frame where Xen may not be asked: the end of
+/// a guest's second RAM bank on Arm (`xen/include/public/arch-arm.h`).
+const ASSUMED_HIGHEST: u64 = (1 << (40 - PAGE_SHIFT)) - 1;
+
+/// What every generation of a guest's memory knows.
+#[derive(Debug)]
+pub(super) struct Guest {
+    privcmd: Privcmd,
+    dom: DomId,
+    /// Highest frame when last asked for.
+    highest: AtomicU64,
+}
+
+impl Guest {
+    pub(super) fn dom(&self) -> DomId {
+        self.dom
+    }
+
+    /// Checks that a frame can exist; asks Xen anew if it lies above what the
+    /// guest had last.
+    pub(super) fn check(&self, gfn: u64) -> Result<(), Error> {
+        if gfn <= self.highest.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let highest = self.ask().map_err(|source| Error::Map {
+            dom: self.dom,
+            gfn,
+            source,
+        })?;
+        if gfn <= highest {
+            return Ok(());
+        }
+        Err(Error::TooHigh {
+            dom: self.dom,
+            gfn,
+            highest,
+        })
+    }
+
+    fn ask(&self) -> privcmd::Result<u64> {
+        let highest = match self.privcmd.maximum_gpfn(self.dom) {
+            Ok(highest) => highest.min(LAST_FRAME),
+            // A restricted file may map but not ask; each page tells by itself.
+            Err(privcmd::Error::Restricted { .. }) => ASSUMED_HIGHEST,
+            Err(error) => return Err(error),
+        };
+        self.highest.store(highest, Ordering::Relaxed);
+        Ok(highest)
+    }
+
+    /// Maps frames that follow each other.
+    pub(super) fn map(&self, first: u64, count: usize, write: bool) -> Result<ForeignPages, Error> {
+        let gfns: Vec<u64> = (first..).take(count).collect();
+        self.privcmd
+            .map_foreign(self.dom, &gfns, write)
+            .map_err(|source| Error::Map {
+                dom: self.dom,
+                gfn: first,
+                source,
+            })
+    }
+}
+
+/// A guest's memory, mapped in chunks as it is touched.
+#[derive(Debug)]
+pub struct ForeignRam {
+    guest: Arc<Guest>,
+    current: Mutex<Arc<Generation>>,
+    number: AtomicU64,
+}
+
+impl ForeignRam {
+    /// The memory of `dom`; nothing is mapped yet.
+    ///
+    /// # Errors
+    /// [`privcmd::Error::NoDomain`], or that the highest frame could not be
+    /// asked for.
+    pub fn new(privcmd: &Privcmd, dom: DomId) -> privcmd::Result<ForeignRam> {
+        let guest = Arc::new(Guest {
+            privcmd: privcmd.clone(),
+            dom,
+            highest: AtomicU64::new(0),
+        });
+        guest.ask()?;
+        Ok(ForeignRam {
+            current: Mutex::new(Arc::new(Generation::new(Arc::clone(&guest), 0))),
+            guest,
+            number: AtomicU64::new(0),
+        })
+    }
+
+    /// The guest.
+    #[must_use]
+    pub fn dom(&self) -> DomId {
+        self.guest.dom
+    }
+
+    /// The current generation. What is reached through it stays mapped for as
+    /// long as the caller keeps it, even when memory has left the guest.
+    #[must_use]
+    pub fn current(&self) -> Arc<Generation> {
+        Arc::clone(&self.current.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Number of the current generation: a cheap way to see whether the one
+    /// in hand ([`Generation::number`]) is still it.
+    #[must_use]
+    pub fn number(&self) -> u64 {
+        self.number.load(Ordering::Acquire)
+    }
+
+    /// Starts a new generation, without mappings. To be called for every
+    /// INVALIDATE before it is answered; the old mappings go with the last
+    /// request that uses them.
+    pub fn invalidate(&self) {
+        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        let number = current.number() + 1;
+        let old = std::mem::replace(
+            &mut *current,
+            Arc::new(Generation::new(Arc::clone(&self.guest), number)),
+        );
+        self.number.store(number, Ordering::Release);
+        drop(current);
+        // Unmapping takes a while; nobody need wait for it at the lock.
+        drop(old);
+    }
+
+    /// Maps the pages of a range for themselves, contiguously, independent of
+    /// generations.
+    ///
+    /// # Errors
+    /// [`Error::NotThere`], naming the first frame that the guest lacks; the
+    /// other errors.
+    pub fn map_range(&self, address: u64, len: usize, write: bool) -> Result<MappedRange, Error> {
+        let no_range = || Error::NoRange {
+            dom: self.guest.dom,
+            address,
+            len,
+        };
+        let last = u64::try_from(len)
+            .ok()
+            .and_then(|len| len.checked_sub(1))
+            .and_then(|more| address.checked_add(more))
+            .ok_or_else(no_range)?;
+        self.guest.check(last >> PAGE_SHIFT)?;
+        let first = address >> PAGE_SHIFT;
+        let offset = usize::try_from(address & (PAGE_SIZE as u64 - 1)).map_err(|_| no_range())?;
+        let count = pages_of(offset, len).ok_or_else(no_range)?;
+        let pages = self.guest.map(first, count, write)?;
+        match pages.into_complete() {
+            Ok(mapping) => Ok(MappedRange {
+                pages: Pages::Foreign(mapping),
+                offset,
+                len,
+            }),
+            Err(pages) => Err(not_there(self.guest.dom, first, &pages)),
+        }
+    }
+}
+
+/// The error for the first page that is missing.
+fn not_there(dom: DomId, first: u64, pages: &ForeignPages) -> Error {
+    let (index, source) = pages
+        .first_error()
+        .unwrap_or((0, std::io::Error::from_raw_os_error(libc::EFAULT)));
+    Error::NotThere {
+        dom,
+        gfn: first + index as u64,
+        source,
+    }
+}

@@ -1,0 +1,1 @@
+//! Address codec, and foreign memory over the fake.
