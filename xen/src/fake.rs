@@ -37,6 +37,7 @@ mod ram;
 mod rangeset;
 mod slot;
 mod state;
+pub mod toolstack;
 mod vcpu;
 pub mod xenstored;
 
