@@ -148,11 +148,11 @@ fn use_from_two_threads_survives_restarts() {
     let daemon = Store::new().unwrap();
     let store = lasting(&daemon, 100_000);
     let stop = Arc::new(AtomicBool::new(false));
-    let _watch = store.watch("/work").unwrap();
+    let _watch = store.watch("/busy").unwrap();
     let work = |name: &str| {
         let (mut done, mut lost) = (0_u32, 0_u32);
         while !stop.load(Ordering::Relaxed) {
-            let path = format!("/work/{name}");
+            let path = format!("/busy/{name}");
             let written = store
                 .write(&path, done.to_string())
                 .and_then(|()| store.read_string(&path));
@@ -179,8 +179,8 @@ fn use_from_two_threads_survives_restarts() {
             while store.wait_event(LONG).unwrap() != Event::Reconnected {}
             reconnections += 1;
             // Some work on each connection.
-            let seen = daemon.read("/work/one");
-            eventually("work goes on", || daemon.read("/work/one") != seen);
+            let seen = daemon.read("/busy/one");
+            eventually("work goes on", || daemon.read("/busy/one") != seen);
         }
         stop.store(true, Ordering::Relaxed);
         threads.map(|thread| thread.join().unwrap())
