@@ -15,6 +15,12 @@ note() {
   echo "LAB: note $CASE $*" >/dev/console
 }
 
+# step TEXT: how far it is, for who watches (./demo).
+step() {
+  echo "step: $*"
+  echo "LAB: step $CASE $*" >/dev/console
+}
+
 now() { cut -d' ' -f1 /proc/uptime; }
 since() { awk -v a="$1" -v b="$(now)" 'BEGIN { printf "%.1f", b - a }'; }
 

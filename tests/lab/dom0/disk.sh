@@ -15,11 +15,17 @@ file_system_round() {
   blank_disk 64
   mkfs.ext4 -q -F "$DISK"
   daemon_start
+  step "dom0: xen-dm daemon runs, a 64 MiB ext4 image is made; xl create"
   guest_config lab "$(disk_line "$DISK" rw "$1")"
   guest_create lab
-  guest_wait lab finished 60
+  step "guest: booting, domain $GUEST"
+  guest_wait lab mounted 60
+  step "guest: Linux $(guest_says lab started | cut -d' ' -f2) has its disk, the ext4 is mounted"
+  guest_wait lab finished 90
+  step "guest: file written, read back and verified; xl destroy"
   guest_destroy lab
   daemon_stop
+  step "dom0: e2fsck, and the file's checksum"
 
   e2fsck -f -n "$DISK" || fail "e2fsck finds faults"
   mount -t ext4 -o loop,ro "$DISK" /mnt

@@ -1,7 +1,7 @@
 #!/bin/sh
 # runner.sh CASE…: runs cases one after the other, each in a session of its own and bounded in time, and
 # reports on standard output, which is the machine's console. Lines that begin with "LAB: " are read by the host:
-#   ready SECONDS | start CASE | note CASE TEXT | ok CASE SECONDS | FAILED CASE SECONDS REASON | log CASE TEXT | end
+#   ready SECONDS | start CASE | step CASE TEXT | note CASE TEXT | ok CASE SECONDS | FAILED CASE SECONDS REASON | log CASE TEXT | end
 
 now() { cut -d' ' -f1 /proc/uptime; }
 since() { awk -v a="$1" -v b="$(now)" 'BEGIN { printf "%.1f", b - a }'; }
@@ -9,7 +9,7 @@ header() { sed -n "s/^# $2: *//p" "/lab/cases/$1" | head -n 1; }
 
 # what a failed case leaves for whoever looks for the reason
 show_logs() {
-  for log in /tmp/case/out /tmp/case/daemon.log /var/log/xen/console/guest-*.log /var/log/xen/xl-*.log; do
+  for log in /tmp/case/out /var/log/xen/console/guest-*.log /tmp/case/daemon.log /var/log/xen/xl-*.log; do
     [ -s "$log" ] || continue
     echo "LAB: log $1 ---- $log"
     tail -n 80 "$log" | tr -d '\r' | cut -c1-400 | sed "s/^/LAB: log $1 /"

@@ -93,10 +93,8 @@ console_word() {
     LAST_LOG=()
     limit=$((SECONDS + $(case_header "$current" seconds) + SLACK_SECONDS))
     ;;
-  note)
-    LAST_NOTES+=("$2 $3")
-    [ -z "${STORY:-}" ] || say "$3"
-    ;;
+  step) [ -z "${STORY:-}" ] || say "$3" ;;
+  note) LAST_NOTES+=("$2 $3") ;;
   log) LAST_LOG+=("$3") ;;
   ok)
     PASSED=$((PASSED + 1))
@@ -129,11 +127,18 @@ case_ended() { # it had its turn
 case_failed() { # CASE REASON LOG
   FAILED=$((FAILED + 1))
   echo "$1 FAILED $2"
-  local excerpt=("${LAST_LOG[@]}")
-  [ ${#excerpt[@]} -le 60 ] || excerpt=("${LAST_LOG[@]:0:60}" "… $((${#LAST_LOG[@]} - 60)) more lines in the log")
-  [ ${#excerpt[@]} -eq 0 ] || printf '    %s\n' "${excerpt[@]}"
+  printf '%s\n' "${LAST_LOG[@]}" | last_lines 15
   echo "    the whole console: $3"
   LAST_LOG=()
+}
+
+# last_lines N: of each section ("---- NAME"), indented, N lines are enough for most faults.
+last_lines() {
+  awk -v n="$1" '
+    function flush(i) { for (i = (count > n ? count - n : 0); i < count; i++) print "    " line[i]; count = 0 }
+    /^---- / { flush(); print "    " $0; next }
+    $0 != "" { line[count++] = $0 }
+    END { flush() }'
 }
 
 # machine_ended LOG: the console closed. Cases without a result failed or, if they had not begun, get
