@@ -9,6 +9,7 @@
 // tests build addresses out of small numbers
 #![cfg_attr(test, allow(clippy::cast_possible_truncation, clippy::cast_sign_loss))]
 
+pub mod blk;
 pub mod virtio;
 
 #[cfg(test)]

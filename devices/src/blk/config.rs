@@ -1,0 +1,296 @@
+//! What a user says about a disk, and the immutable spec it is checked into.
+//!
+//! The same [`BlkConfig`] is filled from a configuration file, from xenstore
+//! and from the command line; whoever fills it calls [`BlkConfig::validate`].
+
+use std::path::PathBuf;
+
+use serde::Deserialize;
+use thiserror::Error;
+
+use super::request::ID_BYTES;
+
+/// Bytes of a sector: the unit of all addresses and lengths on the wire.
+/// virtio 1.3 §5.2.6
+pub const SECTOR: u64 = 512;
+/// Largest queue: an indirect table and a system call take no more.
+const QUEUE_SIZE_MAX: u16 = 1024;
+/// Smallest queue: a request is at least a header, data and a status byte.
+const QUEUE_SIZE_MIN: u16 = 4;
+/// Most queues of one disk.
+const QUEUES_MAX: u16 = 16;
+/// Largest block size that Linux takes for a disk on every page size, bytes.
+const BLOCK_MAX: u32 = 4096;
+
+/// What carries out the reads and writes of a disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum EngineKind {
+    /// System calls through the host's page cache.
+    #[default]
+    Buffered,
+}
+
+/// A disk as its user describes it.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct BlkConfig {
+    /// The image: a raw file or a block device. Xenstore: `params`.
+    pub path: PathBuf,
+    /// The guest may not write. Xenstore: `mode` without `w`.
+    #[serde(default)]
+    pub readonly: bool,
+    /// What the guest finds as the disk's serial number: at most 20 printable
+    /// ASCII characters.
+    #[serde(default)]
+    pub serial: Option<String>,
+    /// The guest may discard blocks, where the host can. Xenstore:
+    /// `discard-enable`.
+    #[serde(default = "yes")]
+    pub discard: bool,
+    /// Descriptors of each queue: a power of two from 4 to 1024.
+    #[serde(default = "default_queue_size")]
+    pub queue_size: u16,
+    /// Number of queues, 1 to 16; each is served by a thread of its own.
+    #[serde(default = "one")]
+    pub queues: u16,
+    /// Logical block size in bytes: a power of two from 512 to 4096. Without
+    /// it that of the block device, or 512 for a file.
+    #[serde(default)]
+    pub logical_block_size: Option<u32>,
+    /// Physical block size in bytes: a power of two, at least the logical
+    /// one. Without it what the host says.
+    #[serde(default)]
+    pub physical_block_size: Option<u32>,
+    /// What carries out the reads and writes.
+    #[serde(default)]
+    pub engine: EngineKind,
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn default_queue_size() -> u16 {
+    256
+}
+
+fn one() -> u16 {
+    1
+}
+
+/// A configuration that no disk can have. Names the key and its value.
+#[derive(Debug, PartialEq, Eq, Error)]
+pub enum ConfigError {
+    /// No image.
+    #[error("path is empty: name a raw image file or a block device")]
+    NoPath,
+    /// The serial number does not fit.
+    #[error("serial {0:?} is longer than 20 characters or not printable ASCII")]
+    Serial(String),
+    /// The queue size is out of bounds.
+    #[error("queue-size {0} is no power of two from 4 to 1024")]
+    QueueSize(u16),
+    /// The number of queues is out of bounds.
+    #[error("queues {0} is not from 1 to 16")]
+    Queues(u16),
+    /// A logical block size that no guest takes.
+    #[error("logical-block-size {0} is no power of two from 512 to 4096")]
+    LogicalBlock(u32),
+    /// A physical block size that does not go with the logical one.
+    #[error(
+        "physical-block-size {physical} is no power of two from the logical {logical} to 1048576"
+    )]
+    PhysicalBlock {
+        /// The value.
+        physical: u32,
+        /// The logical block size it must be a multiple of.
+        logical: u32,
+    },
+}
+
+impl BlkConfig {
+    /// A disk on `path` with everything else at its default.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        BlkConfig {
+            path: path.into(),
+            readonly: false,
+            serial: None,
+            discard: yes(),
+            queue_size: default_queue_size(),
+            queues: one(),
+            logical_block_size: None,
+            physical_block_size: None,
+            engine: EngineKind::default(),
+        }
+    }
+
+    /// Checks everything that can be checked without opening the image.
+    ///
+    /// # Errors
+    /// The first key whose value no disk can have.
+    pub fn validate(self) -> Result<BlkSpec, ConfigError> {
+        if self.path.as_os_str().is_empty() {
+            return Err(ConfigError::NoPath);
+        }
+        if !self.queue_size.is_power_of_two()
+            || !(QUEUE_SIZE_MIN..=QUEUE_SIZE_MAX).contains(&self.queue_size)
+        {
+            return Err(ConfigError::QueueSize(self.queue_size));
+        }
+        if !(1..=QUEUES_MAX).contains(&self.queues) {
+            return Err(ConfigError::Queues(self.queues));
+        }
+        if let Some(logical) = self.logical_block_size {
+            check_logical(logical)?;
+        }
+        if let Some(physical) = self.physical_block_size {
+            // the device's own logical size is known once it is open
+            check_physical(physical, self.logical_block_size.unwrap_or(512))?;
+        }
+        Ok(BlkSpec {
+            serial: padded(self.serial.unwrap_or_default())?,
+            path: self.path,
+            readonly: self.readonly,
+            discard: self.discard,
+            queue_size: self.queue_size,
+            queues: self.queues,
+            logical_block_size: self.logical_block_size,
+            physical_block_size: self.physical_block_size,
+            engine: self.engine,
+        })
+    }
+}
+
+fn check_logical(logical: u32) -> Result<(), ConfigError> {
+    if logical.is_power_of_two() && (512..=BLOCK_MAX).contains(&logical) {
+        return Ok(());
+    }
+    Err(ConfigError::LogicalBlock(logical))
+}
+
+fn check_physical(physical: u32, logical: u32) -> Result<(), ConfigError> {
+    if physical.is_power_of_two() && (logical..=1 << 20).contains(&physical) {
+        return Ok(());
+    }
+    Err(ConfigError::PhysicalBlock { physical, logical })
+}
+
+/// The serial number as a guest reads it: NUL-padded, and without a NUL when
+/// it is full. virtio 1.3 §5.2.6
+fn padded(serial: String) -> Result<[u8; ID_BYTES], ConfigError> {
+    let mut bytes = [0; ID_BYTES];
+    let printable = serial.bytes().all(|byte| matches!(byte, b' '..=b'~'));
+    match bytes.get_mut(..serial.len()) {
+        Some(start) if printable => start.copy_from_slice(serial.as_bytes()),
+        _ => return Err(ConfigError::Serial(serial)),
+    }
+    Ok(bytes)
+}
+
+/// A checked [`BlkConfig`]; never changes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BlkSpec {
+    pub(super) path: PathBuf,
+    pub(super) readonly: bool,
+    pub(super) serial: [u8; ID_BYTES],
+    pub(super) discard: bool,
+    pub(super) queue_size: u16,
+    pub(super) queues: u16,
+    pub(super) logical_block_size: Option<u32>,
+    pub(super) physical_block_size: Option<u32>,
+    pub(super) engine: EngineKind,
+}
+
+impl BlkSpec {
+    /// The image.
+    pub fn path(&self) -> &std::path::Path {
+        &self.path
+    }
+
+    /// Whether the guest may not write.
+    pub fn readonly(&self) -> bool {
+        self.readonly
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn disk() -> BlkConfig {
+        BlkConfig::new("/disk.img")
+    }
+
+    #[test]
+    fn defaults_are_a_writable_disk_with_one_queue_of_256() {
+        let spec = disk().validate().unwrap();
+
+        assert_eq!((spec.queue_size, spec.queues), (256, 1));
+        assert!(!spec.readonly && spec.discard);
+        assert_eq!(spec.serial, [0; 20]);
+    }
+
+    #[test]
+    fn a_short_serial_is_padded_and_one_of_20_is_not_terminated() {
+        let serial = |text: &str| {
+            let serial = Some(text.to_owned());
+            BlkConfig { serial, ..disk() }.validate()
+        };
+
+        assert_eq!(&serial("abc").unwrap().serial[..5], b"abc\0\0");
+        assert_eq!(
+            &serial("12345678901234567890").unwrap().serial,
+            b"12345678901234567890"
+        );
+        for bad in ["123456789012345678901", "näher", "a\nb"] {
+            assert_eq!(serial(bad), Err(ConfigError::Serial(bad.into())));
+        }
+    }
+
+    #[test]
+    fn an_error_names_the_key_and_the_value() {
+        let config = BlkConfig {
+            queue_size: 100,
+            ..disk()
+        };
+
+        let text = config.validate().unwrap_err().to_string();
+
+        assert_eq!(text, "queue-size 100 is no power of two from 4 to 1024");
+    }
+
+    #[test]
+    fn values_out_of_bounds_are_refused() {
+        for queue_size in [0, 2, 2048] {
+            let config = BlkConfig {
+                queue_size,
+                ..disk()
+            };
+            assert_eq!(config.validate(), Err(ConfigError::QueueSize(queue_size)));
+        }
+        for queues in [0, 17] {
+            let config = BlkConfig { queues, ..disk() };
+            assert_eq!(config.validate(), Err(ConfigError::Queues(queues)));
+        }
+        for logical in [0, 256, 1000, 8192] {
+            let logical_block_size = Some(logical);
+            let config = BlkConfig {
+                logical_block_size,
+                ..disk()
+            };
+            assert_eq!(config.validate(), Err(ConfigError::LogicalBlock(logical)));
+        }
+        let config = BlkConfig {
+            logical_block_size: Some(4096),
+            physical_block_size: Some(512),
+            ..disk()
+        };
+        let refused = ConfigError::PhysicalBlock {
+            physical: 512,
+            logical: 4096,
+        };
+        assert_eq!(config.validate(), Err(refused));
+        assert_eq!(BlkConfig::new("").validate(), Err(ConfigError::NoPath));
+    }
+}

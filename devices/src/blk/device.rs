@@ -1,0 +1,200 @@
+//! The disk as its transport sees it: features, configuration space, queues.
+
+use std::sync::Arc;
+
+use thiserror::Error;
+use virtio_bindings::virtio_blk as blk;
+use zerocopy::byteorder::little_endian::{U16, U32, U64};
+use zerocopy::{Immutable, IntoBytes};
+
+use super::config::{BlkSpec, SECTOR};
+use super::engine::Engine;
+use super::handler::BlkHandler;
+use super::image::{Image, ImageError, Shape};
+use super::request::{DISCARD_EXTENTS, DISCARD_SECTORS, Limits, ZERO_EXTENTS, ZERO_SECTORS};
+use super::stats::BlkStats;
+use crate::virtio::{Device, DeviceError, DeviceType, QueueHandler};
+
+/// virtio 1.3 §5.2.4, as far as the features below go.
+#[derive(Clone, Copy, Debug, Default, IntoBytes, Immutable)]
+#[repr(C)]
+struct ConfigSpace {
+    capacity: U64,
+    size_max: U32,
+    seg_max: U32,
+    geometry: [u8; 4],
+    blk_size: U32,
+    physical_block_exp: u8,
+    alignment_offset: u8,
+    min_io_size: U16,
+    opt_io_size: U32,
+    writeback: u8,
+    unused0: u8,
+    num_queues: U16,
+    max_discard_sectors: U32,
+    max_discard_seg: U32,
+    discard_sector_alignment: U32,
+    max_write_zeroes_sectors: U32,
+    max_write_zeroes_seg: U32,
+    write_zeroes_may_unmap: u8,
+    unused1: [u8; 3],
+}
+
+/// A queue that the disk does not have.
+#[derive(Debug, Error)]
+#[error("the disk has {queues} queues, not a number {index}")]
+struct NoSuchQueue {
+    index: u16,
+    queues: u16,
+}
+
+/// A virtio disk on an image. It holds the image, and the image's lock, until
+/// it and the handlers of its queues are dropped; resets do not matter.
+#[derive(Debug)]
+pub struct BlkDevice {
+    spec: BlkSpec,
+    image: Arc<Image>,
+    stats: Arc<BlkStats>,
+    queue_sizes: Vec<u16>,
+    features: u64,
+    config: ConfigSpace,
+}
+
+impl BlkDevice {
+    /// Opens and locks the image of `spec`.
+    ///
+    /// # Errors
+    /// An image that cannot be served.
+    pub fn open(spec: BlkSpec) -> Result<Self, ImageError> {
+        let image = Image::open(&spec)?;
+        let shape = image.shape();
+        tracing::info!(
+            image = %image.path().display(),
+            bytes = shape.size,
+            readonly = spec.readonly,
+            discard = shape.discard.is_some(),
+            logical_block_size = shape.logical,
+            physical_block_size = shape.physical,
+            "disk opened"
+        );
+        Ok(BlkDevice {
+            features: features(&spec, shape),
+            config: config_space(&spec, shape),
+            queue_sizes: vec![spec.queue_size; usize::from(spec.queues)],
+            stats: Arc::default(),
+            image: Arc::new(image),
+            spec,
+        })
+    }
+
+    /// What it has done so far.
+    pub fn stats(&self) -> &Arc<BlkStats> {
+        &self.stats
+    }
+
+    /// Capacity in sectors of 512 bytes.
+    pub fn sectors(&self) -> u64 {
+        self.image.sectors()
+    }
+}
+
+fn features(spec: &BlkSpec, shape: &Shape) -> u64 {
+    let mut bits = vec![
+        blk::VIRTIO_BLK_F_SEG_MAX,
+        blk::VIRTIO_BLK_F_BLK_SIZE,
+        blk::VIRTIO_BLK_F_TOPOLOGY,
+        blk::VIRTIO_BLK_F_FLUSH,
+    ];
+    if spec.queues > 1 {
+        bits.push(blk::VIRTIO_BLK_F_MQ);
+    }
+    if spec.readonly {
+        bits.push(blk::VIRTIO_BLK_F_RO);
+    } else {
+        bits.push(blk::VIRTIO_BLK_F_WRITE_ZEROES);
+    }
+    if shape.discard.is_some() {
+        bits.push(blk::VIRTIO_BLK_F_DISCARD);
+    }
+    bits.into_iter().fold(0, |all, bit| all | 1 << bit)
+}
+
+fn config_space(spec: &BlkSpec, shape: &Shape) -> ConfigSpace {
+    let blocks = |bytes: u32| bytes / shape.logical.max(1);
+    let discard = shape.discard.unwrap_or(0);
+    let exponent = blocks(shape.physical).max(1).ilog2();
+    let mut config = ConfigSpace {
+        capacity: (shape.size / SECTOR).into(),
+        // a header and a status byte are in every chain, too
+        seg_max: u32::from(spec.queue_size.saturating_sub(2)).into(),
+        blk_size: shape.logical.into(),
+        physical_block_exp: u8::try_from(exponent).unwrap_or(0),
+        alignment_offset: u8::try_from(blocks(shape.alignment)).unwrap_or(0),
+        min_io_size: u16::try_from(blocks(shape.io_min)).unwrap_or(0).into(),
+        opt_io_size: blocks(shape.io_opt).into(),
+        num_queues: spec.queues.into(),
+        ..ConfigSpace::default()
+    };
+    if discard > 0 {
+        config.max_discard_sectors = DISCARD_SECTORS.into();
+        config.max_discard_seg = DISCARD_EXTENTS.into();
+        config.discard_sector_alignment = (discard / 512).max(1).into();
+    }
+    if !spec.readonly {
+        config.max_write_zeroes_sectors = ZERO_SECTORS.into();
+        config.max_write_zeroes_seg = ZERO_EXTENTS.into();
+        config.write_zeroes_may_unmap = u8::from(discard > 0);
+    }
+    config
+}
+
+impl Device for BlkDevice {
+    fn device_type(&self) -> DeviceType {
+        DeviceType::BLOCK
+    }
+
+    fn features(&self) -> u64 {
+        self.features
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &self.queue_sizes
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        let config = self.config.as_bytes();
+        let at = usize::try_from(offset).unwrap_or(usize::MAX);
+        let rest = config.get(at..).unwrap_or_default();
+        let count = rest.len().min(data.len());
+        data.fill(0);
+        for (to, from) in data.iter_mut().zip(rest.iter().take(count)) {
+            *to = *from;
+        }
+    }
+
+    fn start_queue(
+        &mut self,
+        index: u16,
+        features: u64,
+    ) -> Result<Box<dyn QueueHandler>, DeviceError> {
+        let queues = self.spec.queues;
+        if index >= queues {
+            return Err(Box::new(NoSuchQueue { index, queues }));
+        }
+        let negotiated = |bit: u32| self.features & features & 1 << bit != 0;
+        // virtio 1.3 §5.2.5.2: without a way to flush, writes are durable
+        let write_through = !negotiated(blk::VIRTIO_BLK_F_FLUSH);
+        Ok(Box::new(BlkHandler {
+            limits: Limits {
+                sectors: self.image.sectors(),
+                readonly: self.spec.readonly,
+                discard: negotiated(blk::VIRTIO_BLK_F_DISCARD),
+                write_zeroes: negotiated(blk::VIRTIO_BLK_F_WRITE_ZEROES),
+            },
+            serial: self.spec.serial,
+            engine: Engine::new(self.spec.engine, Arc::clone(&self.image), write_through),
+            stats: Arc::clone(&self.stats),
+            completed: Vec::new(),
+        }))
+    }
+}

@@ -1,0 +1,26 @@
+//! The disk: a virtio block device on a raw file or a block device.
+//! virtio 1.3 §5.2
+//!
+//! ```text
+//! BlkConfig ─validate→ BlkSpec ─open→ BlkDevice ─start_queue→ handler, one a queue
+//!                                     └─ Image: opened and locked once ─┘
+//! chains → Frame → Parsed → Request → Op through Dma and Engine → status, used
+//! ```
+//!
+//! The transport owns the [`BlkDevice`]; each handler belongs to the worker of
+//! its queue. What they share is the image, which never changes, and counters.
+
+pub mod config;
+mod device;
+mod engine;
+mod handler;
+mod image;
+mod op;
+mod request;
+mod stats;
+mod sys;
+
+pub use config::{BlkConfig, BlkSpec, ConfigError, EngineKind};
+pub use device::BlkDevice;
+pub use image::ImageError;
+pub use stats::{BlkStats, BlkStatsSnapshot};

@@ -1,0 +1,100 @@
+//! What a disk has done, counted. Written by its workers, read by anyone.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::op::Op;
+use super::request::{BadRequest, Request, Status};
+
+macro_rules! stats {
+    ($($(#[$doc:meta])* $name:ident,)*) => {
+        /// Counters of one disk, all its queues together. They outlive resets.
+        #[derive(Debug, Default)]
+        pub struct BlkStats {
+            $($name: AtomicU64,)*
+        }
+
+        /// The values of [`BlkStats`] at one moment.
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        pub struct BlkStatsSnapshot {
+            $($(#[$doc])* pub $name: u64,)*
+        }
+
+        impl BlkStats {
+            /// Reads every counter; a batch may be half counted.
+            pub fn snapshot(&self) -> BlkStatsSnapshot {
+                BlkStatsSnapshot { $($name: self.$name.load(Ordering::Relaxed),)* }
+            }
+        }
+    };
+}
+
+stats! {
+    /// Reads that succeeded.
+    reads,
+    /// Bytes read from the image.
+    read_bytes,
+    /// Writes that succeeded.
+    writes,
+    /// Bytes written to the image.
+    written_bytes,
+    /// Flushes that succeeded.
+    flushes,
+    /// Serial numbers told.
+    ids,
+    /// Discards that succeeded.
+    discards,
+    /// Bytes discarded.
+    discarded_bytes,
+    /// Write-zeroes that succeeded.
+    write_zeroes,
+    /// Bytes made zero.
+    zeroed_bytes,
+    /// Requests that the host failed.
+    host_errors,
+    /// Requests refused because they break a rule.
+    bad_requests,
+    /// Requests refused because there is no such request here.
+    unsupported,
+    /// Requests refused because their memory could not be reached.
+    unreachable,
+}
+
+impl BlkStats {
+    /// Counts a finished request.
+    pub(super) fn count(&self, op: &Op) {
+        let add = |counter: &AtomicU64, n: u64| {
+            counter.fetch_add(n, Ordering::Relaxed);
+        };
+        let request = match op.request() {
+            Err(BadRequest::Memory(_)) => return add(&self.unreachable, 1),
+            Err(BadRequest::Unsupported(_) | BadRequest::Flags(_)) => {
+                return add(&self.unsupported, 1);
+            }
+            Err(_) => return add(&self.bad_requests, 1),
+            Ok(request) => request,
+        };
+        if op.outcome().status != Status::Ok {
+            return add(&self.host_errors, 1);
+        }
+        match request {
+            Request::Read { len, .. } => {
+                add(&self.reads, 1);
+                add(&self.read_bytes, *len);
+            }
+            Request::Write { len, .. } => {
+                add(&self.writes, 1);
+                add(&self.written_bytes, *len);
+            }
+            Request::Flush => add(&self.flushes, 1),
+            Request::GetId => add(&self.ids, 1),
+            Request::Discard(extents) => {
+                add(&self.discards, 1);
+                add(&self.discarded_bytes, extents.iter().map(|e| e.len).sum());
+            }
+            Request::WriteZeroes(extents) => {
+                add(&self.write_zeroes, 1);
+                add(&self.zeroed_bytes, extents.iter().map(|e| e.len).sum());
+            }
+        }
+    }
+}
