@@ -166,6 +166,11 @@ impl Transport {
         self.queues.stats(queue)
     }
 
+    /// The queues that are being stopped.
+    pub fn stopping(&self) -> Vec<u16> {
+        self.queues.stopping()
+    }
+
     /// Reads `size` bytes at `offset` into the device's window.
     pub fn read(&mut self, offset: u64, size: u8) -> u64 {
         if offset >= register::CONFIG {

@@ -256,6 +256,15 @@ impl Queues {
         self.slots.iter().any(|slot| slot.stopping.is_some())
     }
 
+    /// The queues that are being stopped.
+    pub(super) fn stopping(&self) -> Vec<u16> {
+        (0..)
+            .zip(&self.slots)
+            .filter(|(_, slot)| slot.stopping.is_some())
+            .map(|(index, _)| index)
+            .collect()
+    }
+
     /// Forgets kicks of before the reset.
     pub(super) fn forget(&mut self) {
         for slot in &mut self.slots {

@@ -1,0 +1,320 @@
+//! One device in the guest's window: its registers, its line, and the answers
+//! that wait for its queues to stop.
+//!
+//! Belongs to the guest's thread.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock, Weak};
+use std::time::{Duration, Instant};
+
+use devices::virtio::mmio::{Register, read_empty_slot};
+use devices::virtio::{Answer, Interrupt, Notifier, Transport};
+use swiotlb::Counters;
+use vmm_sys_util::eventfd::EventFd;
+use xen::ioreq::Pending;
+use xen::privcmd::Ioeventfd;
+
+use super::access::Access;
+use super::config::DeviceKey;
+use super::event::{GuestEvent, Outbox};
+use super::stats::{DeviceStats, QueueCounts};
+use crate::adapt::Line;
+
+/// A device's line, which also lets the guest's thread know that a worker has
+/// found its device broken.
+pub(super) struct Watch {
+    line: Line,
+    notifier: OnceLock<Weak<Notifier>>,
+    attention: EventFd,
+}
+
+impl Watch {
+    pub(super) fn new(line: Line, attention: EventFd) -> Self {
+        Watch {
+            line,
+            notifier: OnceLock::new(),
+            attention,
+        }
+    }
+
+    pub(super) fn watch(&self, notifier: &Arc<Notifier>) {
+        // set once: a slot has one transport
+        let _ = self.notifier.set(Arc::downgrade(notifier));
+    }
+}
+
+impl Interrupt for Watch {
+    fn raise(&self) -> std::io::Result<()> {
+        let broken = self
+            .notifier
+            .get()
+            .and_then(Weak::upgrade)
+            .is_some_and(|notifier| notifier.needs_reset());
+        if broken && let Err(error) = self.attention.write(1) {
+            tracing::error!(%error, "the guest's thread could not be told of a broken device");
+        }
+        self.line.raise()
+    }
+}
+
+/// What of a device's state was reported last.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Reported {
+    running: bool,
+    needs_reset: bool,
+}
+
+/// A device in the window.
+pub(super) struct Slot {
+    id: DeviceKey,
+    irq: u32,
+    transport: Transport,
+    counters: Arc<Counters>,
+    queues: u16,
+    /// Dropped before the transport's doorbells close.
+    ioeventfds: Vec<Ioeventfd>,
+    removing: bool,
+    waiting: Vec<Pending>,
+    stopping_since: Option<Instant>,
+    next_warning: Option<Instant>,
+    reported: Reported,
+    panics: u64,
+    span: tracing::Span,
+}
+
+/// What remains of a slot after its queues were collected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub(super) enum Rest {
+    Stays,
+    /// It was to be removed and holds nothing of the guest's any more.
+    Done,
+}
+
+/// What a slot is made of.
+pub(super) struct Parts {
+    pub id: DeviceKey,
+    pub irq: u32,
+    pub transport: Transport,
+    pub counters: Arc<Counters>,
+    pub queues: u16,
+    pub ioeventfds: Vec<Ioeventfd>,
+    pub span: tracing::Span,
+}
+
+impl Slot {
+    pub(super) fn new(parts: Parts) -> Self {
+        Slot {
+            id: parts.id,
+            irq: parts.irq,
+            transport: parts.transport,
+            counters: parts.counters,
+            queues: parts.queues,
+            ioeventfds: parts.ioeventfds,
+            removing: false,
+            waiting: Vec::new(),
+            stopping_since: None,
+            next_warning: None,
+            reported: Reported::default(),
+            panics: 0,
+            span: parts.span,
+        }
+    }
+
+    pub(super) fn id(&self) -> &DeviceKey {
+        &self.id
+    }
+
+    pub(super) fn irq(&self) -> u32 {
+        self.irq
+    }
+
+    pub(super) fn panics(&self) -> u64 {
+        self.panics
+    }
+
+    /// Carries an access out. What it gives back is to be answered now, with
+    /// that value; nothing: it is answered when the queues have stopped.
+    pub(super) fn access(
+        &mut self,
+        access: Access,
+        pending: Pending,
+        outbox: &Outbox,
+    ) -> Option<(Pending, u64)> {
+        let span = self.span.clone();
+        let _entered = span.enter();
+        let answer = match (self.removing, access.write) {
+            (false, None) => {
+                let value = self.guarded("a read", |transport| {
+                    transport.read(access.offset, access.size)
+                });
+                return Some((pending, value.unwrap_or(0)));
+            }
+            (false, Some(value)) => self.guarded("a write", |transport| {
+                transport.write(access.offset, access.size, value)
+            }),
+            // to the guest the device is gone already ...
+            (true, None) => {
+                return Some((pending, read_empty_slot(access.offset, access.size)));
+            }
+            // ... but rings must not be freed before they are unmapped
+            (true, Some(0)) if Register::at(access.offset) == Some(Register::Status) => {
+                self.guarded("a reset", Transport::begin_reset)
+            }
+            (true, Some(_)) => Some(Answer::Now),
+        };
+        let now = match answer {
+            Some(Answer::Later) => {
+                self.stopping();
+                self.waiting.push(pending);
+                None
+            }
+            Some(Answer::Now) | None => Some((pending, 0)),
+        };
+        self.report(outbox);
+        now
+    }
+
+    /// Runs the device's own code. A guest's vCPU is waiting: a defect in it
+    /// must end with the device, not with the thread that answers.
+    fn guarded<T>(&mut self, what: &str, f: impl FnOnce(&mut Transport) -> T) -> Option<T> {
+        match catch_unwind(AssertUnwindSafe(|| f(&mut self.transport))) {
+            Ok(value) => Some(value),
+            Err(_) => {
+                // the panic hook has written where and why
+                self.panics += 1;
+                tracing::error!("{what} failed in the device's own code; it needs a reset");
+                self.transport.notifier().need_reset();
+                None
+            }
+        }
+    }
+
+    fn stopping(&mut self) {
+        self.stopping_since.get_or_insert_with(Instant::now);
+    }
+
+    /// Begins to remove the device.
+    pub(super) fn remove(&mut self, outbox: &Outbox) -> Rest {
+        let span = self.span.clone();
+        let _entered = span.enter();
+        tracing::info!("the device is being removed");
+        self.removing = true;
+        // no kick past this thread any more
+        self.ioeventfds.clear();
+        let answer = self.guarded("a reset", Transport::begin_reset);
+        if answer == Some(Answer::Later) {
+            self.stopping();
+            return Rest::Stays;
+        }
+        self.report(outbox);
+        Rest::Done
+    }
+
+    /// Takes back the queues that have stopped, and gives what is to be
+    /// answered now.
+    pub(super) fn collect(&mut self, outbox: &Outbox) -> (Rest, Vec<Pending>) {
+        let span = self.span.clone();
+        let _entered = span.enter();
+        // a failure counts as an end: nobody would come back for those who wait
+        let settled = self.guarded("a reset", Transport::collect).unwrap_or(true);
+        self.report(outbox);
+        if !settled {
+            return (Rest::Stays, Vec::new());
+        }
+        if let (Some(since), Some(_)) = (self.stopping_since, self.next_warning) {
+            tracing::warn!(
+                seconds = since.elapsed().as_secs_f32(),
+                "the queues have stopped at last"
+            );
+        }
+        self.stopping_since = None;
+        self.next_warning = None;
+        let rest = match self.removing {
+            true => Rest::Done,
+            false => Rest::Stays,
+        };
+        (rest, std::mem::take(&mut self.waiting))
+    }
+
+    /// Whether queues are being stopped.
+    pub(super) fn is_stopping(&self) -> bool {
+        self.stopping_since.is_some()
+    }
+
+    /// Logs queues that take longer to stop than `bound`, once each `bound`.
+    /// Returns when to look again.
+    pub(super) fn watch_stopping(&mut self, bound: Duration, now: Instant) -> Option<Instant> {
+        let since = self.stopping_since?;
+        let due = self.next_warning.unwrap_or(since + bound);
+        if now < due {
+            return Some(due);
+        }
+        let _entered = self.span.enter();
+        tracing::warn!(
+            queues = ?self.transport.stopping(),
+            seconds = now.duration_since(since).as_secs_f32(),
+            waiting = self.waiting.len(),
+            "queues do not stop; whoever resets the device waits for them"
+        );
+        let next = now + bound;
+        self.next_warning = Some(next);
+        Some(next)
+    }
+
+    /// Tells what has changed.
+    fn report(&mut self, outbox: &Outbox) {
+        let now = Reported {
+            running: self.transport.is_running(),
+            needs_reset: self.transport.notifier().needs_reset(),
+        };
+        let before = std::mem::replace(&mut self.reported, now);
+        if now.running && !before.running {
+            outbox.post(GuestEvent::DriverUp(self.id.clone()));
+        }
+        if before.running && !now.running && !self.removing {
+            outbox.post(GuestEvent::DriverReset(self.id.clone()));
+        }
+        if now.needs_reset && !before.needs_reset {
+            outbox.post(GuestEvent::NeedsReset(self.id.clone()));
+        }
+    }
+
+    pub(super) fn stats(&self) -> DeviceStats {
+        let (interrupts, interrupts_lost) = self.transport.notifier().counts();
+        let queues = (0..self.queues)
+            .filter_map(|queue| self.transport.queue_stats(queue))
+            .map(|stats| QueueCounts {
+                taken: stats.taken.load(Ordering::Relaxed),
+                pushed: stats.pushed.load(Ordering::Relaxed),
+                written: stats.written.load(Ordering::Relaxed),
+            })
+            .collect();
+        DeviceStats {
+            id: self.id.clone(),
+            running: self.transport.is_running(),
+            needs_reset: self.transport.notifier().needs_reset(),
+            removing: self.removing,
+            malformed: self.transport.malformed(),
+            interrupts,
+            interrupts_lost,
+            dma: self.counters.snapshot(),
+            queues,
+        }
+    }
+
+    /// Lets go of the device although a queue of it does not stop: its thread
+    /// and what it holds of the guest's stay until the process ends. Dropping
+    /// the device would wait for that thread.
+    pub(super) fn abandon(mut self) -> DeviceKey {
+        let _entered = self.span.clone().entered();
+        tracing::error!(queues = ?self.transport.stopping(), "queues did not stop; given up");
+        self.ioeventfds.clear();
+        // answered by their own drop
+        self.waiting.clear();
+        let id = self.id.clone();
+        std::mem::forget(self);
+        id
+    }
+}
