@@ -216,6 +216,8 @@ impl BlkSpec {
 
 #[cfg(test)]
 mod tests {
+    use serde::de::value::MapDeserializer;
+
     use super::*;
 
     fn disk() -> BlkConfig {
@@ -229,6 +231,25 @@ mod tests {
         assert_eq!((spec.queue_size, spec.queues), (256, 1));
         assert!(!spec.readonly && spec.discard);
         assert_eq!(spec.serial, [0; 20]);
+    }
+
+    #[test]
+    fn a_key_that_does_not_exist_is_named() {
+        let keys = [("path", "/disk.img"), ("qeue-size", "4")].into_iter();
+        let source = MapDeserializer::<_, serde::de::value::Error>::new(keys);
+
+        let error = BlkConfig::deserialize(source).unwrap_err().to_string();
+
+        assert!(error.contains("qeue-size"), "{error}");
+        assert!(error.contains("queue-size"), "{error}");
+    }
+
+    #[test]
+    fn a_path_is_enough() {
+        let keys = [("path", "/disk.img")].into_iter();
+        let source = MapDeserializer::<_, serde::de::value::Error>::new(keys);
+
+        assert_eq!(BlkConfig::deserialize(source).unwrap(), disk());
     }
 
     #[test]

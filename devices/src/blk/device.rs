@@ -192,7 +192,12 @@ impl Device for BlkDevice {
                 write_zeroes: negotiated(blk::VIRTIO_BLK_F_WRITE_ZEROES),
             },
             serial: self.spec.serial,
-            engine: Engine::new(self.spec.engine, Arc::clone(&self.image), write_through),
+            engine: Engine::new(
+                self.spec.engine,
+                Arc::clone(&self.image),
+                Arc::clone(&self.stats),
+                write_through,
+            ),
             stats: Arc::clone(&self.stats),
             completed: Vec::new(),
         }))

@@ -3,6 +3,9 @@
 //! Called by the thread that sets a disk up; the engines use what it opened.
 //! Sizes are those seen at opening: a disk does not grow with its image.
 
+#[cfg(test)]
+mod tests;
+
 use std::fs::{File, Metadata, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};

@@ -19,6 +19,8 @@ mod op;
 mod request;
 mod stats;
 mod sys;
+#[cfg(test)]
+mod tests;
 
 pub use config::{BlkConfig, BlkSpec, ConfigError, EngineKind};
 pub use device::BlkDevice;

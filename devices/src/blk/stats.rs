@@ -39,6 +39,9 @@ stats! {
     written_bytes,
     /// Flushes that succeeded.
     flushes,
+    /// Times that the image was made durable: once for all flushes of a batch,
+    /// and for its writes where the driver cannot flush.
+    syncs,
     /// Serial numbers told.
     ids,
     /// Discards that succeeded.
@@ -60,6 +63,11 @@ stats! {
 }
 
 impl BlkStats {
+    /// Counts an attempt to make the image durable.
+    pub(super) fn count_sync(&self) {
+        self.syncs.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// Counts a finished request.
     pub(super) fn count(&self, op: &Op) {
         let add = |counter: &AtomicU64, n: u64| {

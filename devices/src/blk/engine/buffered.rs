@@ -13,6 +13,7 @@ use vmm_sys_util::fallocate::{FallocateMode, fallocate};
 use crate::blk::image::Image;
 use crate::blk::op::{Op, Outcome};
 use crate::blk::request::{Extent, Request, Status};
+use crate::blk::stats::BlkStats;
 use crate::blk::sys::{self, Direction};
 
 /// What is written where the host cannot make zeroes by itself.
@@ -21,15 +22,17 @@ static ZEROES: [u8; 1 << 16] = [0; 1 << 16];
 /// See the module.
 pub(in crate::blk) struct Buffered {
     image: Arc<Image>,
+    stats: Arc<BlkStats>,
     write_through: bool,
     completed: Vec<InFlight<Op>>,
     failures: u64,
 }
 
 impl Buffered {
-    pub(super) fn new(image: Arc<Image>, write_through: bool) -> Self {
+    pub(super) fn new(image: Arc<Image>, stats: Arc<BlkStats>, write_through: bool) -> Self {
         Buffered {
             image,
+            stats,
             write_through,
             completed: Vec::new(),
             failures: 0,
@@ -67,6 +70,7 @@ impl Buffered {
 
     /// Makes the image durable, and completes those who wait for that.
     fn sync(&mut self, mut waiting: Vec<InFlight<Op>>) {
+        self.stats.count_sync();
         if let Err(error) = self.image.file().sync_data() {
             let outcome = self.outcome(0, Err(error), "flush");
             for flight in &mut waiting {
@@ -205,4 +209,28 @@ fn write_zeroes(file: &File, extent: &Extent) -> io::Result<()> {
         at += chunk.len() as u64;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn zeroes_are_written_to_their_extent_alone() {
+        let file = tempfile::tempfile().unwrap();
+        file.write_all_at(&[7; 200_000], 0).unwrap();
+        let extent = Extent {
+            offset: 512,
+            len: 150_016,
+            unmap: false,
+        };
+
+        write_zeroes(&file, &extent).unwrap();
+
+        let mut bytes = vec![0; 200_000];
+        file.read_exact_at(&mut bytes, 0).unwrap();
+        assert!(bytes[512..150_528].iter().all(|byte| *byte == 0));
+        assert!(bytes[..512].iter().all(|byte| *byte == 7));
+        assert!(bytes[150_528..].iter().all(|byte| *byte == 7));
+    }
 }

@@ -16,6 +16,7 @@ use swiotlb::{InFlight, Mapped};
 use super::config::EngineKind;
 use super::image::Image;
 use super::op::Op;
+use super::stats::BlkStats;
 use buffered::Buffered;
 
 /// Most requests that a queue gives to its engine at once. A reset waits for
@@ -31,9 +32,14 @@ pub(super) enum Engine {
 impl Engine {
     /// An engine on `image`. With `write_through` a write is durable before it
     /// completes; otherwise with the next flush.
-    pub(super) fn new(kind: EngineKind, image: Arc<Image>, write_through: bool) -> Self {
+    pub(super) fn new(
+        kind: EngineKind,
+        image: Arc<Image>,
+        stats: Arc<BlkStats>,
+        write_through: bool,
+    ) -> Self {
         match kind {
-            EngineKind::Buffered => Engine::Buffered(Buffered::new(image, write_through)),
+            EngineKind::Buffered => Engine::Buffered(Buffered::new(image, stats, write_through)),
         }
     }
 
