@@ -1,2 +1,5 @@
-//! xen-dm.
-fn main() {}
+//! The program `xen-dm`; everything is in the library `vmm`.
+
+fn main() -> std::process::ExitCode {
+    vmm::cli::main()
+}

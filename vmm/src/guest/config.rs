@@ -107,7 +107,8 @@ impl fmt::Debug for DeviceSlot {
 }
 
 /// How interrupts and kicks pass through the kernel.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum EventMode {
     /// Interrupts by irqfd where the kernel has it, else by hypercall; kicks
     /// as register accesses.

@@ -1,0 +1,235 @@
+//! The configuration file: what a user says, before any guest is there.
+//!
+//! Read once at start by the command line, before anything is touched;
+//! [`Config`] never changes afterwards. Every refusal names the file, the line
+//! and the key.
+
+mod guests;
+#[cfg(test)]
+mod tests;
+
+use std::fs;
+use std::io;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde_path_to_error::Segment;
+use thiserror::Error;
+use toml::Spanned;
+
+pub use guests::{DiskOverrides, GuestOverrides, GuestSections};
+
+use crate::guest::EventMode;
+
+/// Where recorded servers and the lock are, if nothing else is said.
+pub const STATE_DIR: &str = "/run/xen-dm";
+/// Bounds of `stop-warning-seconds`.
+const STOP_WARNING: std::ops::RangeInclusive<u64> = 1..=600;
+/// What the toml crate inserts into paths for values whose place it keeps.
+const SPAN_KEY: &str = "$__";
+
+/// How much is logged.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogLevel {
+    /// Failures only.
+    Error,
+    /// And what the user may have to act on.
+    Warn,
+    /// And what guests and devices come and go.
+    #[default]
+    Info,
+    /// And each step.
+    Debug,
+    /// And each event.
+    Trace,
+}
+
+impl LogLevel {
+    /// Its name, as in the file and in log filters.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            LogLevel::Error => "error",
+            LogLevel::Warn => "warn",
+            LogLevel::Info => "info",
+            LogLevel::Debug => "debug",
+            LogLevel::Trace => "trace",
+        }
+    }
+}
+
+/// The file's contents, keys in kebab-case; every key may be left out.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct Config {
+    /// How much is logged; the environment's `XEN_DM_LOG` goes before it.
+    pub log: LogLevel,
+    /// Where ioreq servers are recorded and the daemon's lock is.
+    pub state_dir: PathBuf,
+    /// Take plain addresses from devices that were given grants.
+    pub allow_foreign_with_grants: bool,
+    /// How interrupts and kicks pass.
+    pub events: EventMode,
+    stop_warning_seconds: Spanned<u64>,
+    guest: GuestSections,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config {
+            log: LogLevel::default(),
+            state_dir: PathBuf::from(STATE_DIR),
+            allow_foreign_with_grants: false,
+            events: EventMode::default(),
+            stop_warning_seconds: Spanned::new(0..0, 5),
+            guest: GuestSections::default(),
+        }
+    }
+}
+
+/// Why a configuration file is refused.
+#[derive(Debug, Error)]
+pub enum ConfigError {
+    /// It cannot be read.
+    #[error("configuration file {} cannot be read", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// It says something that is no configuration.
+    #[error("{}, line {line}{}: {message}", path.display(), named(key))]
+    Refused {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// The key with those above it, or nothing where there is none.
+        key: String,
+        /// What is wrong.
+        message: String,
+    },
+}
+
+fn named(key: &str) -> String {
+    match key {
+        "" => String::new(),
+        key => format!(", key {key}"),
+    }
+}
+
+/// A value that was read and makes no sense.
+struct BadValue {
+    /// Where it is in the text, bytes.
+    span: Range<usize>,
+    key: String,
+    message: String,
+}
+
+impl Config {
+    /// Reads and checks a file.
+    ///
+    /// # Errors
+    /// [`ConfigError`]: it cannot be read, or it is refused.
+    pub fn load(path: &Path) -> Result<Config, ConfigError> {
+        let text = fs::read_to_string(path).map_err(|source| ConfigError::Read {
+            path: path.to_owned(),
+            source,
+        })?;
+        Config::parse(path, &text)
+    }
+
+    /// Checks the text of a file; `path` is for the errors.
+    ///
+    /// # Errors
+    /// [`ConfigError::Refused`].
+    pub fn parse(path: &Path, text: &str) -> Result<Config, ConfigError> {
+        let refused = |span: Option<Range<usize>>, key: String, message: &str| {
+            let line = line_of(text, span.map_or(0, |span| span.start));
+            // an unknown key comes with the long list of known ones
+            let message = message.trim().replace('\n', " ");
+            ConfigError::Refused {
+                path: path.to_owned(),
+                line,
+                key,
+                message,
+            }
+        };
+        let document = toml::Deserializer::parse(text)
+            .map_err(|error| refused(error.span(), String::new(), error.message()))?;
+        let config: Config = serde_path_to_error::deserialize(document).map_err(|error| {
+            let key = key_of(error.path());
+            let error = error.into_inner();
+            refused(error.span(), key, error.message())
+        })?;
+        config
+            .check()
+            .map_err(|bad| refused(Some(bad.span), bad.key, &bad.message))?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<(), BadValue> {
+        let seconds = *self.stop_warning_seconds.get_ref();
+        if !STOP_WARNING.contains(&seconds) {
+            let (first, last) = STOP_WARNING.into_inner();
+            return Err(BadValue {
+                span: self.stop_warning_seconds.span(),
+                key: "stop-warning-seconds".to_owned(),
+                message: format!("{seconds} is not from {first} to {last}"),
+            });
+        }
+        self.guest.check()
+    }
+
+    /// A queue that takes longer to stop is logged.
+    #[must_use]
+    pub fn stop_warning(&self) -> Duration {
+        Duration::from_secs(*self.stop_warning_seconds.get_ref())
+    }
+
+    /// The section that applies to a guest: the one under its uuid, else the
+    /// one under its name, else the matching pattern with the most characters
+    /// that are no wildcard. One section applies; they do not add up.
+    #[must_use]
+    pub fn guest(&self, name: &str, uuid: Option<&str>) -> GuestOverrides {
+        self.guest.find(name, uuid).cloned().unwrap_or_default()
+    }
+}
+
+/// The line that a byte of the text is on, from 1.
+fn line_of(text: &str, offset: usize) -> usize {
+    let before = text.as_bytes().get(..offset).unwrap_or_default();
+    before
+        .iter()
+        .filter(|byte| **byte == b'\n')
+        .count()
+        .saturating_add(1)
+}
+
+/// The key in the file's own spelling.
+fn key_of(path: &serde_path_to_error::Path) -> String {
+    let keys: Vec<String> = path
+        .iter()
+        .filter_map(|segment| match segment {
+            Segment::Map { key } if !key.starts_with(SPAN_KEY) => Some(quoted(key)),
+            Segment::Seq { index } => Some(index.to_string()),
+            Segment::Enum { variant } => Some(variant.clone()),
+            _ => None,
+        })
+        .collect();
+    keys.join(".")
+}
+
+/// A key as TOML wants it: in quotes unless it is a bare one.
+fn quoted(key: &str) -> String {
+    let bare = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
+    match !key.is_empty() && key.chars().all(bare) {
+        true => key.to_owned(),
+        false => format!("{key:?}"),
+    }
+}

@@ -1,0 +1,221 @@
+//! One device: what is there, what is served, and what follows from the two.
+
+use devices::blk::ImageError;
+use devices::registry::OpenError;
+use xen::xenstore::{Error as XenstoreError, XenbusState};
+
+use super::error::AttachError;
+use super::served::{FileId, Phase, ServedDevice};
+use super::{AT_ONCE, Daemon, RETRY};
+use crate::discovery::{self, Backend, DomainInfo, Place, Seen};
+use crate::guest::{DeviceSlot, GuestError};
+use crate::logs::report;
+use crate::spec::{self, SlotSpec};
+
+impl Daemon {
+    /// Looks at a device and does what is to be done.
+    ///
+    /// # Errors
+    /// xenstore's, after which it has to be looked at again.
+    pub(super) fn look(&mut self, place: &Place) -> Result<(), XenstoreError> {
+        let seen = discovery::read_backend(&self.store, &self.root, place)?;
+        let served = self
+            .guests
+            .get(&place.domid)
+            .and_then(|guest| guest.devices.get(&place.key));
+        let phase = served.map(|device| device.phase);
+        match (phase, seen) {
+            // it is looked at again when it is gone
+            (Some(Phase::Removing), _) => Ok(()),
+            (Some(Phase::Served), Seen::Gone | Seen::Closing | Seen::Closed) => self.remove(place),
+            // written anew by the toolstack: what was served is another one
+            (
+                Some(Phase::Served),
+                Seen::Device(Backend {
+                    state: XenbusState::Initialising,
+                    ..
+                }),
+            ) => self.remove(place),
+            (Some(Phase::Served), Seen::Device(_) | Seen::Malformed(_)) => Ok(()),
+            (None, Seen::Gone) => self.forget(place),
+            (None, Seen::Closed) => Ok(()),
+            (None, Seen::Closing) => self.close(place),
+            (None, Seen::Malformed(error)) => self.meet(place, |_, _| Err(error.into())),
+            (None, Seen::Device(backend)) => {
+                self.meet(place, |daemon, info| daemon.attach(place, info, &backend))
+            }
+        }
+    }
+
+    /// Serves a device that was not served before, or says why not. A guest
+    /// that is not there gets nothing: its nodes are left over, or early.
+    fn meet(
+        &mut self,
+        place: &Place,
+        attach: impl FnOnce(&mut Daemon, &DomainInfo) -> Result<(), AttachError>,
+    ) -> Result<(), XenstoreError> {
+        let Some(info) = discovery::read_domain(&self.store, place.domid)? else {
+            tracing::debug!(%place, "nodes of a domain that is not there");
+            return Ok(());
+        };
+        let to_end = self.leaving && self.options.force;
+        if to_end || self.stopping.contains_key(&place.domid) {
+            // looked at again when the guest has been stopped
+            return Ok(());
+        }
+        let span = tracing::info_span!("guest", domid = %place.domid, name = %info.name);
+        let _entered = span.enter();
+        match attach(self, &info) {
+            Ok(()) => {
+                if self.refused.remove(place).is_some() {
+                    discovery::clear_error(&self.store, &self.root, place)?;
+                }
+                Ok(())
+            }
+            Err(AttachError::Xenstore(error)) => Err(error),
+            Err(error) => self.refuse(place, &info, &error),
+        }
+    }
+
+    fn attach(
+        &mut self,
+        place: &Place,
+        info: &DomainInfo,
+        backend: &Backend,
+    ) -> Result<(), AttachError> {
+        let spec = spec::disk(&self.options.config, info, place.key.devid, &backend.disk)?;
+        let device = match spec.device.clone().open() {
+            Err(OpenError::Blk(ImageError::InUse { path })) => {
+                return Err(match self.user_of(&spec) {
+                    Some(user) => AttachError::Shared { image: path, user },
+                    None => OpenError::Blk(ImageError::InUse { path }).into(),
+                });
+            }
+            other => other?,
+        };
+        let slot = DeviceSlot {
+            id: place.key.clone(),
+            base: spec.base,
+            irq: spec.irq,
+            grants: spec.grants,
+            device,
+        };
+        let served = self.serve_guest(place.domid, info)?;
+        served.guest.add(slot)?;
+        if let Some(image) = spec.image() {
+            tracing::info!(
+                device = %place.key,
+                name = spec.name.as_deref().unwrap_or_default(),
+                image = %image.display(),
+                readonly = backend.disk.readonly,
+                grants = spec.grants,
+                "serving a disk"
+            );
+        }
+        if backend.state != XenbusState::Initialising && backend.state != XenbusState::InitWait {
+            tracing::warn!(
+                device = %place.key,
+                "its state was {}: an earlier daemon has served it and its driver does not know \
+                 that it starts anew. Reboot the guest, or unbind and bind the driver in it",
+                backend.state
+            );
+        }
+        served
+            .devices
+            .insert(place.key.clone(), ServedDevice::new(&spec));
+        // the guest's window is claimed and the device in place: only now may
+        // the toolstack start the guest
+        discovery::write_state(&self.store, &self.root, place, XenbusState::InitWait)?;
+        Ok(())
+    }
+
+    /// Which of our devices has the image of `spec`.
+    fn user_of(&self, spec: &SlotSpec) -> Option<String> {
+        let image = FileId::of(spec.image()?)?;
+        self.guests.iter().find_map(|(domid, served)| {
+            let mut devices = served.devices.iter();
+            let (key, _) = devices.find(|(_, device)| device.image == Some(image))?;
+            Some(format!(
+                "{key} of guest {} (domain {domid})",
+                served.info.name
+            ))
+        })
+    }
+
+    /// Says why a device is not served: once in the log, and in its nodes.
+    fn refuse(
+        &mut self,
+        place: &Place,
+        info: &DomainInfo,
+        error: &AttachError,
+    ) -> Result<(), XenstoreError> {
+        let reason = report(error);
+        if self.refused.get(place) == Some(&reason) {
+            return Ok(());
+        }
+        let Place { domid, key } = place;
+        let message = format!("guest {} (domain {domid}), {key}: {reason}", info.name);
+        tracing::error!(device = %key, "not served: {reason}");
+        self.refused.insert(place.clone(), reason);
+        discovery::report_error(&self.store, &self.root, place, error.errno(), &message)
+    }
+
+    /// Starts to take a device away.
+    fn remove(&mut self, place: &Place) -> Result<(), XenstoreError> {
+        let Some(served) = self.guests.get_mut(&place.domid) else {
+            return Ok(());
+        };
+        let Some(device) = served.devices.get_mut(&place.key) else {
+            return Ok(());
+        };
+        let span = tracing::info_span!("guest", domid = %place.domid, name = %served.info.name);
+        let _entered = span.enter();
+        match served.guest.remove(&place.key) {
+            Ok(()) => {
+                tracing::debug!(device = %place.key, "removing");
+                device.phase = Phase::Removing;
+                Ok(())
+            }
+            Err(error @ (GuestError::Ended(_) | GuestError::Unknown(_))) => {
+                tracing::warn!(device = %place.key, "{}", report(&error));
+                self.removed(place)
+            }
+            Err(error) => {
+                tracing::error!(device = %place.key, "cannot be removed: {}", report(&error));
+                self.look_again(RETRY);
+                Ok(())
+            }
+        }
+    }
+
+    /// A device is gone: nothing of the guest's is held for it. Looks at what
+    /// is there now, which answers the toolstack.
+    pub(super) fn removed(&mut self, place: &Place) -> Result<(), XenstoreError> {
+        let was = self
+            .guests
+            .get_mut(&place.domid)
+            .and_then(|served| served.devices.remove(&place.key));
+        if was.is_some() {
+            tracing::info!(device = %place.key, "removed");
+        }
+        if !self.refused.is_empty() {
+            // its image or its place may be what another one lacked
+            self.look_again(AT_ONCE);
+        }
+        self.look(place)
+    }
+
+    /// Answers the toolstack that a device is closed.
+    fn close(&mut self, place: &Place) -> Result<(), XenstoreError> {
+        discovery::write_state(&self.store, &self.root, place, XenbusState::Closed)?;
+        Ok(())
+    }
+
+    /// A device that is not there any more leaves no error behind.
+    fn forget(&mut self, place: &Place) -> Result<(), XenstoreError> {
+        match self.refused.remove(place) {
+            Some(_) => discovery::clear_error(&self.store, &self.root, place),
+            None => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! Why the daemon does not start, does not go on, or does not serve a device.
+
+use std::io;
+use std::path::PathBuf;
+
+use devices::blk::{ConfigError, ImageError};
+use devices::registry::OpenError;
+use thiserror::Error;
+use xen::xenstore;
+
+use crate::discovery::NodeError;
+use crate::guest::GuestError;
+use crate::state::StateError;
+
+/// Why the daemon does not start.
+#[derive(Debug, Error)]
+pub enum StartError {
+    /// A device file of Xen's is not to be had.
+    #[error(transparent)]
+    Host(#[from] xen::host::OpenError),
+    /// Xen cannot hand a guest's accesses to a process.
+    #[error(
+        "this Xen was built without CONFIG_IOREQ_SERVER, so that no device model can serve its \
+         guests (Debian's Xen for arm64 is such a one): build Xen with IOREQ_SERVER=y, which \
+         needs EXPERT=y and, on arm64, UNSUPPORTED=y"
+    )]
+    NoIoreqServer,
+    /// No word from xenstored.
+    #[error("xenstored cannot be reached: start it (`systemctl start xenstored`, or xencommons)")]
+    Xenstore(#[source] xenstore::Error),
+    /// xenstored does not say which domain this is.
+    #[error(
+        "xenstore does not say which domain this is: in dom0, run `xen-init-dom0` \
+         (the service xen-init-dom0 or xencommons does)"
+    )]
+    OwnDomain(#[source] xenstore::Error),
+    /// The state directory cannot be used, or another daemon uses it.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The system gives no descriptors.
+    #[error("setting up the control loop: {what} failed")]
+    System {
+        /// What could not be had.
+        what: &'static str,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Why the daemon did not go on.
+#[derive(Debug, Error)]
+pub enum RunError {
+    /// Waiting for events failed.
+    #[error("the control loop: {what} failed")]
+    Loop {
+        /// What failed.
+        what: &'static str,
+        /// Why.
+        #[source]
+        source: event_manager::Error,
+    },
+}
+
+/// Why a device is not served.
+#[derive(Debug, Error)]
+pub(super) enum AttachError {
+    /// Its nodes are wrong.
+    #[error(transparent)]
+    Node(#[from] NodeError),
+    /// Nodes and configuration together make no device.
+    #[error(transparent)]
+    Spec(#[from] ConfigError),
+    /// Another device of ours has the image.
+    #[error(
+        "image {} is in use by {user}: give each disk an image of its own, or make both read-only",
+        image.display()
+    )]
+    Shared {
+        /// The image.
+        image: PathBuf,
+        /// Guest and device that have it.
+        user: String,
+    },
+    /// What the device stands on is not to be had.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// The guest cannot be served, or not this device of it.
+    #[error(transparent)]
+    Guest(#[from] GuestError),
+    /// Its ioreq server cannot be recorded.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// No descriptor for its events.
+    #[error("no event file for the guest")]
+    System(#[source] io::Error),
+    /// xenstore failed, which says nothing about the device.
+    #[error(transparent)]
+    Xenstore(#[from] xenstore::Error),
+}
+
+impl AttachError {
+    /// The number that xenbus tools expect before the text.
+    pub(super) fn errno(&self) -> i32 {
+        match self {
+            AttachError::Node(_) | AttachError::Spec(_) => libc::EINVAL,
+            AttachError::Shared { .. }
+            | AttachError::Open(OpenError::Blk(ImageError::InUse { .. })) => libc::EBUSY,
+            other => system_errno(other).unwrap_or(libc::EINVAL),
+        }
+    }
+}
+
+/// The first error number among the causes.
+fn system_errno(error: &(dyn std::error::Error + 'static)) -> Option<i32> {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if let Some(number) = error
+            .downcast_ref::<io::Error>()
+            .and_then(io::Error::raw_os_error)
+        {
+            return Some(number);
+        }
+        cause = error.source();
+    }
+    None
+}

@@ -1,0 +1,179 @@
+//! What the control thread is woken for.
+
+use std::collections::BTreeSet;
+
+use xen::DomId;
+use xen::xenstore::{Error as XenstoreError, Event, XenbusState};
+
+use super::served::ServedDevice;
+use super::{Daemon, RETRY};
+use crate::discovery::{self, Place, Touched};
+use crate::guest::{DeviceKey, GuestEvent};
+use crate::logs::report;
+
+/// What is to be looked at after some events.
+#[derive(Default)]
+struct Todo {
+    places: BTreeSet<Place>,
+    everything: bool,
+    /// Guests may have ended.
+    ends: bool,
+}
+
+impl Daemon {
+    /// xenstored has something to say.
+    pub(super) fn on_xenstore(&mut self) {
+        let mut todo = Todo::default();
+        while let Some(event) = self.store.next_event() {
+            self.note(event, &mut todo);
+        }
+        self.work(todo);
+    }
+
+    fn note(&mut self, event: Event, todo: &mut Todo) {
+        match event {
+            Event::Watch(watch) if watch.token == self.watches.released.token() => todo.ends = true,
+            Event::Watch(watch) if watch.token == self.watches.introduced.token() => {
+                todo.everything = true;
+            }
+            Event::Watch(watch) => match self.root.touched(&watch.path) {
+                Touched::Device(place) => drop(todo.places.insert(place)),
+                Touched::List => todo.everything = true,
+                Touched::Nothing => tracing::debug!(path = watch.path, "not a device's node"),
+            },
+            Event::Disconnected => {
+                tracing::warn!("xenstored is gone; guests are served on, changes wait for it");
+            }
+            Event::Reconnected => {
+                tracing::info!("xenstored is back; looking at everything again");
+                self.lost = false;
+                todo.everything = true;
+                todo.ends = true;
+            }
+            Event::GaveUp => {
+                tracing::error!(
+                    "xenstored does not come back: start it; guests are served on meanwhile"
+                );
+                self.lost = true;
+                self.look_again(RETRY);
+            }
+            _ => {}
+        }
+    }
+
+    fn work(&mut self, todo: Todo) {
+        let mut outcome = Ok(());
+        if todo.ends {
+            outcome = self.end_dead_guests();
+        }
+        if todo.everything && outcome.is_ok() {
+            outcome = self.look_at_everything();
+        } else {
+            for place in todo.places {
+                outcome = outcome.and_then(|()| self.look(&place));
+            }
+        }
+        self.settle(outcome);
+    }
+
+    /// Lets a failure of xenstored be made up for later.
+    fn settle(&mut self, outcome: Result<(), XenstoreError>) {
+        match outcome {
+            Ok(()) => {}
+            // what comes with the reconnection makes up for it
+            Err(error) if error.is_disconnected() => {
+                tracing::debug!("{}", report(&error));
+            }
+            Err(error) => {
+                tracing::warn!("{}; looking again in a moment", report(&error));
+                self.look_again(RETRY);
+            }
+        }
+    }
+
+    fn look_at_everything(&mut self) -> Result<(), XenstoreError> {
+        let mut places: BTreeSet<Place> = discovery::list(&self.store, &self.root)?
+            .into_iter()
+            .collect();
+        places.extend(self.refused.keys().cloned());
+        for (domid, served) in &self.guests {
+            let known = served.devices.keys().map(|key| Place {
+                domid: *domid,
+                key: key.clone(),
+            });
+            places.extend(known);
+        }
+        places.iter().try_for_each(|place| self.look(place))
+    }
+
+    /// Time to try again.
+    pub(super) fn on_timer(&mut self) {
+        // only says how often it ran out
+        let _ = self.timer.wait();
+        if self.lost && self.store.reconnect().is_err() {
+            self.look_again(RETRY);
+            return;
+        }
+        self.lost = false;
+        self.work(Todo {
+            everything: true,
+            ends: true,
+            ..Todo::default()
+        });
+    }
+
+    /// Guests' threads have something to say, or a guest was stopped.
+    pub(super) fn on_guests(&mut self) {
+        // the counter only says how often it was rung
+        let _ = self.wake.read();
+        self.reap();
+        let events: Vec<(DomId, GuestEvent)> = self
+            .guests
+            .iter()
+            .flat_map(|(domid, served)| {
+                served
+                    .guest
+                    .events()
+                    .into_iter()
+                    .map(|event| (*domid, event))
+            })
+            .collect();
+        for (domid, event) in events {
+            let outcome = self.on_guest(domid, event);
+            self.settle(outcome);
+        }
+    }
+
+    fn on_guest(&mut self, domid: DomId, event: GuestEvent) -> Result<(), XenstoreError> {
+        let Some(served) = self.guests.get_mut(&domid) else {
+            return Ok(());
+        };
+        let name = served.info.name.clone();
+        let span = tracing::info_span!("guest", %domid, %name);
+        let _entered = span.enter();
+        let mut device = |key: &DeviceKey, count: fn(&mut ServedDevice)| {
+            served.devices.get_mut(key).map(|device| {
+                count(device);
+                (device.starts, device.failures)
+            })
+        };
+        match event {
+            GuestEvent::DriverUp(key) => {
+                if let Some((1, _)) = device(&key, |device| device.starts += 1) {
+                    tracing::info!(device = %key, "the driver is up");
+                }
+                let place = Place { domid, key };
+                discovery::write_state(&self.store, &self.root, &place, XenbusState::Connected)?;
+            }
+            GuestEvent::DriverReset(key) => tracing::debug!(device = %key, "the driver left"),
+            GuestEvent::NeedsReset(key) => {
+                if let Some((_, 1)) = device(&key, |device| device.failures += 1) {
+                    tracing::warn!(device = %key, "the device is broken until its driver resets it");
+                }
+            }
+            GuestEvent::Removed(key) => return self.removed(&Place { domid, key }),
+            GuestEvent::Failed(error) => tracing::error!("{}", report(&error)),
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,153 @@
+//! Guests as wholes: their start, their end, and the daemon's.
+
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+
+use xen::DomId;
+use xen::xenstore::Error as XenstoreError;
+
+use super::error::AttachError;
+use super::served::ServedGuest;
+use super::{AT_ONCE, Daemon, Stopping};
+use crate::discovery::{self, DomainInfo};
+use crate::guest::Guest;
+use crate::logs::report;
+use crate::spec;
+
+impl Daemon {
+    /// The guest's thread, started and recorded with the guest's first device.
+    pub(super) fn serve_guest(
+        &mut self,
+        domid: DomId,
+        info: &DomainInfo,
+    ) -> Result<&mut ServedGuest, AttachError> {
+        let vacant = match self.guests.entry(domid) {
+            Entry::Occupied(served) => return Ok(served.into_mut()),
+            Entry::Vacant(vacant) => vacant,
+        };
+        let wake = self.wake.try_clone().map_err(AttachError::System)?;
+        let config = spec::guest(&self.options.config, domid, info);
+        let guest = Guest::start(&self.host, config, wake)?;
+        let record = self
+            .state
+            .record(domid, info.uuid.as_deref(), guest.ioreq_server())?;
+        Ok(vacant.insert(ServedGuest {
+            info: info.clone(),
+            guest,
+            record,
+            devices: BTreeMap::new(),
+        }))
+    }
+
+    /// Stops the guests whose domain is gone.
+    ///
+    /// # Errors
+    /// xenstore's.
+    pub(super) fn end_dead_guests(&mut self) -> Result<(), XenstoreError> {
+        let known: Vec<DomId> = self.guests.keys().copied().collect();
+        for domid in known {
+            if !discovery::is_alive(&self.store, domid)? {
+                self.stop(domid, "the domain is gone");
+            }
+        }
+        Ok(())
+    }
+
+    /// Stops a guest on a thread of its own: a queue may take its time, and
+    /// the other guests do not wait for it.
+    fn stop(&mut self, domid: DomId, why: &str) {
+        let Some(served) = self.guests.remove(&domid) else {
+            return;
+        };
+        let ServedGuest {
+            info,
+            guest,
+            record,
+            ..
+        } = served;
+        let span = tracing::info_span!("guest", %domid, name = %info.name);
+        span.in_scope(|| tracing::info!("stopping: {why}"));
+        let done = self.stopped.0.clone();
+        let wake = self.wake.try_clone();
+        let work = move || {
+            let _entered = span.enter();
+            match guest.stop() {
+                Ok(()) => tracing::info!("stopped; nothing of it is held"),
+                Err(error) => tracing::error!("stopped: {}", report(&error)),
+            }
+            record.remove();
+            // both fail only when the daemon has left already
+            let _ = done.send(domid);
+            let _ = wake.map(|wake| wake.write(1));
+        };
+        match std::thread::Builder::new()
+            .name(format!("stop-{domid}"))
+            .spawn(work)
+        {
+            Ok(thread) => {
+                let stopping = Stopping {
+                    name: info.name,
+                    thread,
+                };
+                drop(self.stopping.insert(domid, stopping));
+            }
+            // the closure is dropped, and the guest with it, which stops it
+            Err(error) => {
+                tracing::error!(%domid, %error, "no thread; the guest was stopped in line")
+            }
+        }
+    }
+
+    /// Parts with the threads that have stopped a guest.
+    pub(super) fn reap(&mut self) {
+        let done: Vec<DomId> = self.stopped.1.try_iter().collect();
+        for domid in &done {
+            let Some(Stopping { name, thread }) = self.stopping.remove(domid) else {
+                continue;
+            };
+            if thread.join().is_err() {
+                tracing::error!(%domid, %name, "the thread that stopped the guest panicked");
+            }
+        }
+        if !done.is_empty() {
+            // its number may have been given to another guest meanwhile
+            self.look_again(AT_ONCE);
+        }
+    }
+
+    /// Someone wants the daemon to leave.
+    pub(super) fn on_control(&mut self) {
+        if !self.control.take() {
+            return;
+        }
+        self.leaving = true;
+        if let Err(error) = self.end_dead_guests() {
+            tracing::warn!("which guests still live is not known: {}", report(&error));
+        }
+        if self.guests.is_empty() {
+            tracing::info!("asked to leave");
+            return;
+        }
+        let names: Vec<String> = self
+            .guests
+            .iter()
+            .map(|(domid, served)| format!("{} (domain {domid})", served.info.name))
+            .collect();
+        let names = names.join(", ");
+        if self.options.force {
+            tracing::warn!(
+                "asked to leave, and started with --force: the disks of {names} stop answering"
+            );
+            let all: Vec<DomId> = self.guests.keys().copied().collect();
+            for domid in all {
+                self.stop(domid, "the daemon leaves");
+            }
+        } else {
+            tracing::warn!(
+                "asked to leave, but guests are attached: {names}. Staying until they are gone: \
+                 shut them down (`xl shutdown`), or start the daemon with --force to let it leave \
+                 its guests behind"
+            );
+        }
+    }
+}

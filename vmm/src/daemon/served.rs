@@ -1,0 +1,78 @@
+//! A guest that is served, and how far each of its devices is.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::Path;
+
+use crate::discovery::DomainInfo;
+use crate::guest::{DeviceKey, Guest};
+use crate::spec::SlotSpec;
+use crate::state::Recorded;
+
+/// A guest that is served.
+pub(super) struct ServedGuest {
+    /// Name and uuid.
+    pub info: DomainInfo,
+    /// Its thread.
+    pub guest: Guest,
+    /// Its ioreq server's record.
+    pub record: Recorded,
+    /// Its devices.
+    pub devices: BTreeMap<DeviceKey, ServedDevice>,
+}
+
+/// How far a device is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// The guest can use it.
+    Served,
+    /// It is being removed; what comes then is seen then.
+    Removing,
+}
+
+/// A device that is served.
+#[derive(Debug)]
+pub(super) struct ServedDevice {
+    /// Which file its image is.
+    pub image: Option<FileId>,
+    /// How far it is.
+    pub phase: Phase,
+    /// How often its driver came up. A guest can repeat that at will, so only
+    /// the first time is worth a line in the log.
+    pub starts: u64,
+    /// How often it broke.
+    pub failures: u64,
+}
+
+impl ServedDevice {
+    pub(super) fn new(spec: &SlotSpec) -> Self {
+        let image = spec.image().and_then(FileId::of);
+        ServedDevice {
+            image,
+            phase: Phase::Served,
+            starts: 0,
+            failures: 0,
+        }
+    }
+}
+
+/// A file, whatever its path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum FileId {
+    /// A regular file: device and inode.
+    File(u64, u64),
+    /// A block device: its number.
+    Block(u64),
+}
+
+impl FileId {
+    /// Which file is at `path`, if one is.
+    pub(super) fn of(path: &Path) -> Option<FileId> {
+        let metadata = fs::metadata(path).ok()?;
+        Some(match metadata.file_type().is_block_device() {
+            true => FileId::Block(metadata.rdev()),
+            false => FileId::File(metadata.dev(), metadata.ino()),
+        })
+    }
+}

@@ -1,0 +1,187 @@
+//! A device's directory: read as a whole, and what is written into it.
+
+use xen::DomId;
+use xen::xenstore::{Error, Node, Transaction, Tree, XenbusState, Xenstore, path};
+
+use super::disk::DiskNode;
+use super::place::{Place, Root, decimal};
+use super::{KINDS, NodeError, is_about_nodes};
+use crate::guest::DeviceKey;
+
+/// Longest error text that is written, characters.
+const ERROR_MAX: usize = 1024;
+
+/// What there is at a place.
+#[derive(Debug)]
+pub enum Seen {
+    /// No device.
+    Gone,
+    /// The toolstack wants the device closed: `state` 5, or `online` 0.
+    Closing,
+    /// It is closed: `state` 6.
+    Closed,
+    /// A device to be served.
+    Device(Backend),
+    /// It should be one, and its nodes are wrong.
+    Malformed(NodeError),
+}
+
+/// A device to be served.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Backend {
+    /// `state`.
+    pub state: XenbusState,
+    /// The device.
+    pub disk: DiskNode,
+}
+
+/// Every device that xenstore has for this domain.
+///
+/// # Errors
+/// xenstore's.
+pub fn list(store: &Xenstore, root: &Root) -> Result<Vec<Place>, Error> {
+    let mut places = Vec::new();
+    for kind in KINDS {
+        let kind_path = root.kind(kind);
+        for domid in children(store, &kind_path)?
+            .iter()
+            .filter_map(|name| decimal(name))
+        {
+            for devid in children(store, &format!("{kind_path}/{domid}"))? {
+                match decimal(&devid) {
+                    Some(devid) => places.push(Place {
+                        domid: DomId(domid),
+                        key: DeviceKey::new(*kind, devid),
+                    }),
+                    None => tracing::warn!(
+                        "xenstore {kind_path}/{domid} has {devid:?}, which is no device number"
+                    ),
+                }
+            }
+        }
+    }
+    Ok(places)
+}
+
+fn children(store: &Xenstore, path: &str) -> Result<Vec<String>, Error> {
+    match store.directory(path) {
+        Err(error) if error.is_not_found() => Ok(Vec::new()),
+        other => other,
+    }
+}
+
+/// Reads a device's nodes in one transaction.
+///
+/// # Errors
+/// xenstore's; what is wrong with the nodes themselves is [`Seen::Malformed`].
+pub fn read_backend(store: &Xenstore, root: &Root, place: &Place) -> Result<Seen, Error> {
+    let path = root.device(place);
+    store.transaction(|tx| {
+        if !tx.exists(&path)? {
+            return Ok(Seen::Gone);
+        }
+        match look(&tx.at(path.as_str()), place) {
+            Ok(seen) => Ok(seen),
+            Err(NodeError::Node(error)) if !is_about_nodes(&error) => Err(error),
+            Err(error) => Ok(Seen::Malformed(error)),
+        }
+    })
+}
+
+fn look(node: &Node<'_>, place: &Place) -> Result<Seen, NodeError> {
+    // a device that is to go need not be right otherwise
+    let state = node.read::<XenbusState>("state");
+    let online = node.read_optional::<bool>("online");
+    match (&state, &online) {
+        (Ok(XenbusState::Closed), _) => return Ok(Seen::Closed),
+        (Ok(XenbusState::Closing), _) | (_, Ok(Some(false))) => return Ok(Seen::Closing),
+        _ => {}
+    }
+    let state = state?;
+    online?;
+    let disk = DiskNode::read(node, place.domid)?;
+    Ok(Seen::Device(Backend { state, disk }))
+}
+
+/// Writes a device's state, unless its directory is gone, or the device is to
+/// be closed and `state` does not close it. Returns whether it was written.
+///
+/// # Errors
+/// xenstore's.
+pub fn write_state(
+    store: &Xenstore,
+    root: &Root,
+    place: &Place,
+    state: XenbusState,
+) -> Result<bool, Error> {
+    store.transaction(|tx| {
+        let node = tx.at(root.device(place));
+        let found = node.read_optional::<String>("state")?;
+        let Some(found) = found else { return Ok(false) };
+        let closes = state == XenbusState::Closed;
+        let is_closing = [XenbusState::Closing, XenbusState::Closed]
+            .iter()
+            .any(|closing| found == closing.to_string());
+        if found == state.to_string() || (is_closing && !closes) {
+            return Ok(false);
+        }
+        node.write("state", state)?;
+        Ok(true)
+    })
+}
+
+/// Tells the toolstack what is wrong with a device: in the place where Linux'
+/// xenbus puts errors, and in the device's directory if it is there. The text
+/// starts with the error's number, as there.
+///
+/// # Errors
+/// xenstore's.
+pub fn report_error(
+    store: &Xenstore,
+    root: &Root,
+    place: &Place,
+    errno: i32,
+    message: &str,
+) -> Result<(), Error> {
+    let text: String = format!("{errno} {message}")
+        .chars()
+        .take(ERROR_MAX)
+        .collect();
+    store.transaction(|tx| {
+        let node = tx.at(root.device(place));
+        if node.exists("")? {
+            node.write("error", &text)?;
+        }
+        tx.write(&root.error(place), &text)
+    })
+}
+
+/// Takes back what [`report_error`] told.
+///
+/// # Errors
+/// xenstore's.
+pub fn clear_error(store: &Xenstore, root: &Root, place: &Place) -> Result<(), Error> {
+    store.transaction(|tx| {
+        let in_device = path::join(&root.device(place), "error");
+        if tx.exists(&in_device)? {
+            tx.rm(&in_device)?;
+        }
+        remove_error(tx, &root.error(place))
+    })
+}
+
+/// Removes an error node, the device's directory around it, and the guest's
+/// around that if no other device has an error.
+fn remove_error(tx: &Transaction<'_>, error: &str) -> Result<(), Error> {
+    let Some(device) = path::parent(error) else {
+        return Ok(());
+    };
+    if !tx.exists(device)? {
+        return Ok(());
+    }
+    tx.rm(device)?;
+    match path::parent(device) {
+        Some(guest) if tx.directory(guest)?.is_empty() => tx.rm(guest),
+        _ => Ok(()),
+    }
+}
