@@ -1,5 +1,7 @@
 //! A disk's requests, from a driver's chain to the used ring.
 
+mod block_device;
+mod configuration;
 mod malformed;
 
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -45,11 +47,18 @@ impl Rig {
     }
 
     /// A disk whose driver takes those of its features that are in `mask`.
-    /// Every byte of the image is its sector's number, modulo 251.
     fn negotiating(configure: impl FnOnce(&mut BlkConfig), mask: u64) -> Self {
-        let image = NamedTempFile::new().unwrap();
-        image.as_file().write_all_at(&pattern(0, SIZE), 0).unwrap();
-        let mut config = BlkConfig::new(image.path());
+        let image = new_image();
+        let config = BlkConfig::new(image.path());
+        Self::on(image, config, configure, mask)
+    }
+
+    fn on(
+        image: NamedTempFile,
+        mut config: BlkConfig,
+        configure: impl FnOnce(&mut BlkConfig),
+        mask: u64,
+    ) -> Self {
         configure(&mut config);
         let mut device = BlkDevice::open(config.validate().unwrap()).unwrap();
         let features = device.features() & mask | VERSION_1 | RING_INDIRECT_DESC;
@@ -115,7 +124,8 @@ impl Rig {
         std::fs::read(self.image.path()).unwrap()
     }
 
-    /// Blocks of 512 bytes that the image takes on its file system.
+    /// Blocks of 512 bytes that the image takes on its file system, which may
+    /// add a few of its own for every hole.
     fn blocks(&self) -> u64 {
         self.image.as_file().sync_all().unwrap();
         self.image.as_file().metadata().unwrap().blocks()
@@ -124,6 +134,13 @@ impl Rig {
     fn stats(&self) -> BlkStatsSnapshot {
         self.device.stats().snapshot()
     }
+}
+
+/// An image of `SIZE` whose bytes are their sector's number, modulo 251.
+fn new_image() -> NamedTempFile {
+    let image = NamedTempFile::new().unwrap();
+    image.as_file().write_all_at(&pattern(0, SIZE), 0).unwrap();
+    image
 }
 
 fn header(kind: u32, sector: u64) -> Header {
@@ -367,7 +384,7 @@ fn discard_gives_up_its_extents_alone() {
     let answer = rig.request(blk::VIRTIO_BLK_T_DISCARD, 0, &[data]);
 
     assert_eq!(answer, (OK, 1));
-    assert_eq!(before - rig.blocks(), 512 + 256);
+    assert!(before - rig.blocks() >= 512 + 256 - 16);
     let image = rig.image();
     assert_eq!(image.len(), SIZE);
     assert_eq!(image[..8 * 512], pattern(0, 8 * 512));
@@ -389,7 +406,8 @@ fn write_zeroes_keeps_its_space_unless_it_may_be_unmapped() {
     let after_unmap = rig.blocks();
 
     assert_eq!((kept, unmapped), ((OK, 1), (OK, 1)));
-    assert_eq!((before, after_keep - after_unmap), (after_keep, 64));
+    assert!(after_keep >= before);
+    assert!(after_keep - after_unmap >= 64 - 16);
     let image = rig.image();
     assert_eq!(image.len(), SIZE);
     assert_eq!(image[..16 * 512], pattern(0, 16 * 512));
@@ -409,7 +427,7 @@ fn write_zeroes_unmaps_nothing_where_discard_is_off() {
     let answer = rig.request(blk::VIRTIO_BLK_T_WRITE_ZEROES, 0, &[data]);
 
     assert_eq!(answer, (OK, 1));
-    assert_eq!(rig.blocks(), before);
+    assert!(rig.blocks() >= before);
     assert!(rig.image()[128 * 512..192 * 512].iter().all(|b| *b == 0));
 }
 
@@ -438,46 +456,6 @@ fn a_queue_that_the_disk_does_not_have_is_an_error() {
     let error = rig.device.start_queue(1, 0).err().unwrap();
 
     assert_eq!(error.to_string(), "the disk has 1 queues, not a number 1");
-}
-
-fn config_bytes(device: &BlkDevice, offset: u64, len: usize) -> Vec<u8> {
-    let mut bytes = vec![0xff; len];
-    device.read_config(offset, &mut bytes);
-    bytes
-}
-
-#[test]
-fn the_configuration_space_says_what_the_disk_is() {
-    let rig = Rig::with(|config| {
-        config.logical_block_size = Some(512);
-        config.physical_block_size = Some(4096);
-        config.queues = 2;
-        config.queue_size = 128;
-    });
-    let word = |offset| {
-        let bytes = config_bytes(&rig.device, offset, 4);
-        u32::from_le_bytes(bytes.try_into().unwrap())
-    };
-
-    assert_eq!(config_bytes(&rig.device, 0, 8), 2048u64.to_le_bytes());
-    assert_eq!(word(12), 126); // seg_max
-    assert_eq!(word(20), 512); // blk_size
-    assert_eq!(word(24), 3); // 8 logical blocks in a physical one
-    assert_eq!(config_bytes(&rig.device, 34, 2), 2u16.to_le_bytes()); // num_queues
-    assert_eq!((word(36), word(40)), (1 << 22, 32)); // discard
-    assert_eq!(word(44), 8); // discard_sector_alignment
-    assert_eq!((word(48), word(52), word(56)), (1 << 16, 8, 1)); // write-zeroes
-    assert_eq!(rig.device.queue_sizes(), [128, 128]);
-    assert_ne!(rig.device.features() & 1 << blk::VIRTIO_BLK_F_MQ, 0);
-}
-
-#[test]
-fn past_the_end_the_configuration_space_reads_as_zero() {
-    let rig = Rig::new();
-
-    assert_eq!(config_bytes(&rig.device, 56, 8), [1, 0, 0, 0, 0, 0, 0, 0]);
-    assert_eq!(config_bytes(&rig.device, u64::MAX, 4), [0; 4]);
-    assert_eq!(config_bytes(&rig.device, 1, 1), [8]);
 }
 
 #[test]
