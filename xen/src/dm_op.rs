@@ -21,7 +21,8 @@ use crate::sys::abi::dm_op as abi;
 /// Why Xen refused a device-model operation.
 #[derive(Debug, Error)]
 pub enum Error {
-    /// ENOSYS or EOPNOTSUPP for the creation of an ioreq server.
+    /// ENOSYS for any operation: this Xen has none of them. EOPNOTSUPP for the
+    /// creation of an ioreq server.
     #[error(
         "domain {dom}: this Xen was built without CONFIG_IOREQ_SERVER, so that no device model \
          can serve it (Debian's Xen for arm64 is such a one)"
@@ -100,7 +101,8 @@ impl Error {
         let create = op == CREATE;
         let values = values.to_string();
         match source.raw_os_error() {
-            Some(libc::ENOSYS | libc::EOPNOTSUPP) if create => Error::NoIoreqServer { dom },
+            Some(libc::ENOSYS) => Error::NoIoreqServer { dom },
+            Some(libc::EOPNOTSUPP) if create => Error::NoIoreqServer { dom },
             Some(libc::ENOSPC) if create => Error::TooManyServers { dom },
             Some(libc::EPERM | libc::EACCES) => Error::Restricted { dom, op, values },
             Some(libc::ESRCH) => Error::NoDomain { dom, op, values },

@@ -205,3 +205,6 @@ impl Drop for Channel {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

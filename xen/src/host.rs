@@ -13,6 +13,7 @@ use crate::fake;
 use crate::gntdev::Gntdev;
 use crate::privcmd::Privcmd;
 use crate::sys;
+use crate::xenstore::{self, Xenstore};
 
 /// Where Linux says that it runs on Xen.
 const HYPERVISOR_TYPE: &str = "/sys/hypervisor/type";
@@ -123,6 +124,23 @@ impl Host {
             Host::Fake(machine) => machine.open_evtchn().map(Evtchn::fake),
         }
         .map_err(|e| self.error(sys::evtchn::PATH, "xen-evtchn", e))
+    }
+
+    /// Connects to xenstored; the connection is made anew when it is lost.
+    ///
+    /// # Errors
+    /// [`xenstore::Error::Unavailable`] tells what was tried.
+    pub fn connect_xenstore(&self) -> std::result::Result<Xenstore, xenstore::Error> {
+        match self {
+            Host::Kernel => Xenstore::open(),
+            Host::Fake(machine) => {
+                let machine = machine.clone();
+                Xenstore::with_connector(
+                    move || machine.xenstore_stream(),
+                    xenstore::Options::default(),
+                )
+            }
+        }
     }
 
     fn error(&self, path: &'static str, module: &'static str, source: io::Error) -> OpenError {

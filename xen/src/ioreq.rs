@@ -110,3 +110,6 @@ pub enum Drained {
     /// time at most, even if the descriptor stays silent.
     LookAgain(Duration),
 }
+
+#[cfg(test)]
+mod tests;

@@ -210,3 +210,6 @@ impl Privcmd {
         on_file!(self, file => file.dm_op(dom, bufs))
     }
 }
+
+#[cfg(test)]
+mod tests;

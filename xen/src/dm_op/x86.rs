@@ -159,66 +159,64 @@ impl X86Op {
     #[must_use]
     pub fn encode(&self) -> abi::DmOp {
         match *self {
-            X86Op::TrackDirtyVram(extent) => abi::DmOp::new(
-                abi::TRACK_DIRTY_VRAM,
-                &abi::TrackDirtyVram {
-                    nr: extent.count,
+            X86Op::TrackDirtyVram(Extent { first_gfn, count }) => {
+                let (nr, first_pfn) = (count, first_gfn);
+                let vram = abi::TrackDirtyVram {
+                    nr,
                     pad: 0,
-                    first_pfn: extent.first_gfn,
-                },
-            ),
+                    first_pfn,
+                };
+                abi::DmOp::new(abi::TRACK_DIRTY_VRAM, &vram)
+            }
             X86Op::SetPciIntxLevel {
                 segment,
                 bus,
                 device,
                 pin,
                 level,
-            } => abi::DmOp::new(
-                abi::SET_PCI_INTX_LEVEL,
-                &abi::SetPciIntxLevel {
-                    domain: segment,
+            } => {
+                let (domain, intx, level) = (segment, pin, level.into());
+                let intx = abi::SetPciIntxLevel {
+                    domain,
                     bus,
                     device,
-                    intx: pin,
-                    level: level.into(),
-                },
-            ),
-            X86Op::SetIsaIrqLevel { irq, level } => abi::DmOp::new(
-                abi::SET_ISA_IRQ_LEVEL,
-                &abi::SetIsaIrqLevel {
+                    intx,
+                    level,
+                };
+                abi::DmOp::new(abi::SET_PCI_INTX_LEVEL, &intx)
+            }
+            X86Op::SetIsaIrqLevel { irq, level } => {
+                let isa = abi::SetIsaIrqLevel {
                     isa_irq: irq,
                     level: level.into(),
-                },
-            ),
-            X86Op::SetPciLinkRoute { link, irq } => abi::DmOp::new(
-                abi::SET_PCI_LINK_ROUTE,
-                &abi::SetPciLinkRoute {
+                };
+                abi::DmOp::new(abi::SET_ISA_IRQ_LEVEL, &isa)
+            }
+            X86Op::SetPciLinkRoute { link, irq } => {
+                let route = abi::SetPciLinkRoute {
                     link,
                     isa_irq: irq.unwrap_or(0),
-                },
-            ),
-            X86Op::ModifiedMemory(ref extents) => abi::DmOp::new(
-                abi::MODIFIED_MEMORY,
-                &abi::ModifiedMemory {
-                    nr_extents: u32::try_from(extents.len()).unwrap_or(u32::MAX),
+                };
+                abi::DmOp::new(abi::SET_PCI_LINK_ROUTE, &route)
+            }
+            X86Op::ModifiedMemory(ref extents) => {
+                let nr_extents = u32::try_from(extents.len()).unwrap_or(u32::MAX);
+                let modified = abi::ModifiedMemory {
+                    nr_extents,
                     opaque: 0,
-                },
-            ),
-            _ => self.encode_memory_and_events(),
-        }
-    }
-
-    fn encode_memory_and_events(&self) -> abi::DmOp {
-        match *self {
-            X86Op::SetMemType { mem_type, extent } => abi::DmOp::new(
-                abi::SET_MEM_TYPE,
-                &abi::SetMemType {
-                    nr: extent.count,
+                };
+                abi::DmOp::new(abi::MODIFIED_MEMORY, &modified)
+            }
+            X86Op::SetMemType { mem_type, extent } => {
+                let (nr, first_pfn) = (extent.count, extent.first_gfn);
+                let types = abi::SetMemType {
+                    nr,
                     mem_type,
                     pad: 0,
-                    first_pfn: extent.first_gfn,
-                },
-            ),
+                    first_pfn,
+                };
+                abi::DmOp::new(abi::SET_MEM_TYPE, &types)
+            }
             X86Op::InjectEvent {
                 vcpu,
                 vector,
@@ -226,68 +224,69 @@ impl X86Op {
                 insn_len,
                 error_code,
                 cr2,
-            } => abi::DmOp::new(
-                abi::INJECT_EVENT,
-                &abi::InjectEvent {
+            } => {
+                let event = abi::InjectEvent {
                     vcpuid: vcpu,
                     vector,
                     kind: kind as u8,
                     insn_len,
-                    pad0: 0,
+                    // All ones: none.
                     error_code: error_code.unwrap_or(!0),
-                    pad1: 0,
                     cr2,
-                },
-            ),
-            X86Op::InjectMsi { address, data } => abi::DmOp::new(
-                abi::INJECT_MSI,
-                &abi::InjectMsi {
+                    ..Default::default()
+                };
+                abi::DmOp::new(abi::INJECT_EVENT, &event)
+            }
+            X86Op::InjectMsi { address, data } => {
+                let msi = abi::InjectMsi {
                     data,
                     pad: 0,
                     addr: address,
-                },
-            ),
+                };
+                abi::DmOp::new(abi::INJECT_MSI, &msi)
+            }
             X86Op::MapMemType {
                 id,
                 mem_type,
                 writes,
-            } => abi::DmOp::new(
-                abi::MAP_MEM_TYPE,
-                &abi::MapMemType {
+            } => {
+                // XEN_DMOP_IOREQ_MEM_ACCESS_WRITE
+                let flags = if writes { 2 } else { 0 };
+                let map = abi::MapMemType {
                     id: id.0,
                     kind: mem_type,
-                    // XEN_DMOP_IOREQ_MEM_ACCESS_WRITE
-                    flags: if writes { 2 } else { 0 },
+                    flags,
                     opaque: 0,
-                },
-            ),
+                };
+                abi::DmOp::new(abi::MAP_MEM_TYPE, &map)
+            }
             X86Op::RemoteShutdown { reason } => {
                 abi::DmOp::new(abi::REMOTE_SHUTDOWN, &abi::RemoteShutdown { reason })
             }
-            X86Op::RelocateMemory { from, to_gfn } => abi::DmOp::new(
-                abi::RELOCATE_MEMORY,
-                &abi::RelocateMemory {
-                    size: from.count,
+            X86Op::RelocateMemory { from, to_gfn } => {
+                let (size, src_gfn, dst_gfn) = (from.count, from.first_gfn, to_gfn);
+                let moved = abi::RelocateMemory {
+                    size,
                     pad: 0,
-                    src_gfn: from.first_gfn,
-                    dst_gfn: to_gfn,
-                },
-            ),
+                    src_gfn,
+                    dst_gfn,
+                };
+                abi::DmOp::new(abi::RELOCATE_MEMORY, &moved)
+            }
             X86Op::PinMemoryCacheattr {
                 first_gfn,
                 last_gfn,
                 kind,
-            } => abi::DmOp::new(
-                abi::PIN_MEMORY_CACHEATTR,
-                &abi::PinMemoryCacheattr {
-                    start: first_gfn,
-                    end: last_gfn,
+            } => {
+                let (start, end) = (first_gfn, last_gfn);
+                let pinned = abi::PinMemoryCacheattr {
+                    start,
+                    end,
                     kind,
                     pad: 0,
-                },
-            ),
-            // The others are encoded by `encode`.
-            _ => abi::DmOp::new(0, &abi::NrVcpus::default()),
+                };
+                abi::DmOp::new(abi::PIN_MEMORY_CACHEATTR, &pinned)
+            }
         }
     }
 

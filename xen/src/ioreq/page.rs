@@ -138,6 +138,13 @@ impl Page {
         })
     }
 
+    /// Whether a vCPU's slot is free: Xen has taken the last answer.
+    pub(super) fn is_free(&self, index: u32) -> bool {
+        let slot = self.slot(index);
+        let bits = slot.as_ref().and_then(Slot::bits);
+        bits.is_none_or(|bits| bits.load(Ordering::Acquire) & abi::BITS_STATE == abi::STATE_NONE)
+    }
+
     /// Whether an answer of ours is outstanding.
     pub(super) fn is_held(vcpu: &Vcpu) -> bool {
         vcpu.held.load(Ordering::Acquire)

@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::page::{Look, Page, Vcpu};
 use super::request::Pending;
@@ -20,6 +20,8 @@ const SPINS: u32 = 64;
 const YIELDS: u32 = 4;
 /// When the loop shall come back.
 const LOOK_AGAIN: Duration = Duration::from_micros(50);
+/// How long the end of a server waits for its vCPUs to run on.
+const SETTLE: Duration = Duration::from_millis(100);
 /// Fired ports taken from the kernel at once.
 const PORTS_AT_ONCE: usize = 64;
 
@@ -359,11 +361,24 @@ impl IoreqServer {
             result = self.privcmd.set_ioreq_server_state(dom, id, false);
             // What came in before requests ended.
             self.release_vcpus();
+            self.settle();
         }
         for range in std::mem::take(&mut self.ranges) {
             result = result.and(self.privcmd.unmap_io_range(dom, id, range));
         }
         Ok(result.and(self.privcmd.destroy_ioreq_server(dom, id))?)
+    }
+
+    /// Waits a little until the vCPUs have taken their answers: one that was
+    /// woken but has not run yet still looks at the page that Xen frees with
+    /// the server. The vCPUs of a domain that is paused, or being destroyed,
+    /// do not run, which is why the wait ends.
+    fn settle(&self) {
+        let deadline = Instant::now() + SETTLE;
+        let free = |vcpu| self.shared.page.is_free(vcpu);
+        while !(0..self.nr_vcpus).all(free) && Instant::now() < deadline {
+            std::thread::sleep(LOOK_AGAIN);
+        }
     }
 
     /// Answers every request, those included that tickets are out for.

@@ -28,3 +28,6 @@ use assert_layout;
 
 // Pointers travel in 64-bit fields of the ioctl structures.
 const _: () = assert!(size_of::<usize>() == 8);
+
+#[cfg(test)]
+mod tests;

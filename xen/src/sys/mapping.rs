@@ -262,3 +262,89 @@ fn protection(write: bool) -> libc::c_int {
 fn file_offset(offset: u64) -> io::Result<libc::off_t> {
     libc::off_t::try_from(offset).map_err(|_| io::Error::from_raw_os_error(libc::EOVERFLOW))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+    use std::os::unix::fs::FileExt;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use vm_memory::Bytes;
+
+    use super::*;
+
+    const PAGE: u64 = PAGE_SIZE as u64;
+
+    /// A file whose pages begin with their number.
+    fn numbered(pages: u8) -> std::fs::File {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(PAGE * u64::from(pages)).unwrap();
+        for page in 0..pages {
+            file.write_all_at(&[page], PAGE * u64::from(page)).unwrap();
+        }
+        file
+    }
+
+    #[test]
+    fn pages_come_in_the_order_given() {
+        let file = numbered(4);
+        let offsets = [Some(3 * PAGE), None, Some(0), Some(PAGE)];
+
+        let mapping = Mapping::of_pages(file.as_fd(), &offsets, false).unwrap();
+
+        let first = |page: usize| mapping.volatile().read_obj::<u8>(page * PAGE_SIZE).unwrap();
+        assert_eq!([first(0), first(2), first(3)], [3, 0, 1]);
+        assert_eq!(mapping.len(), 4 * PAGE_SIZE);
+        assert!(!mapping.is_writable() && !mapping.is_empty());
+    }
+
+    #[test]
+    fn pages_that_follow_each_other_are_one_run() {
+        let offsets = [Some(0), Some(PAGE), None, Some(2 * PAGE), Some(4 * PAGE)];
+
+        let runs: Vec<_> = runs(&offsets)
+            .iter()
+            .map(|run| (run.page, run.offset / PAGE, run.pages))
+            .collect();
+
+        assert_eq!(runs, [(0, 0, 2), (3, 2, 1), (4, 4, 1)]);
+    }
+
+    #[test]
+    fn what_is_written_reaches_the_file() {
+        let file = numbered(2);
+        let mapping = Mapping::of_file(file.as_fd(), PAGE, PAGE_SIZE, true).unwrap();
+
+        mapping.volatile().write_slice(b"shared", 1).unwrap();
+
+        let mut seen = [0; 7];
+        file.read_exact_at(&mut seen, PAGE).unwrap();
+        assert_eq!(&seen, b"\x01shared");
+    }
+
+    #[test]
+    fn the_hook_runs_once_at_the_end() {
+        let file = numbered(1);
+        let count = Arc::new(AtomicUsize::new(0));
+        let hook = Arc::clone(&count);
+        let mapping = Mapping::of_file(file.as_fd(), 0, PAGE_SIZE, false)
+            .unwrap()
+            .on_drop(Box::new(move || {
+                hook.fetch_add(1, Ordering::Relaxed);
+            }));
+        let before = count.load(Ordering::Relaxed);
+
+        drop(mapping);
+
+        assert_eq!((before, count.load(Ordering::Relaxed)), (0, 1));
+    }
+
+    #[test]
+    fn a_mapping_of_nothing_is_refused() {
+        let file = numbered(1);
+
+        assert!(Mapping::of_file(file.as_fd(), 0, 0, false).is_err());
+        assert!(Mapping::of_pages(file.as_fd(), &[], false).is_err());
+    }
+}
