@@ -44,7 +44,8 @@ impl Machine {
     }
 
     /// Creates a domain with the next free id, and introduces it to
-    /// xenstored.
+    /// xenstored. A toolstack that makes nodes for it introduces it once
+    /// more, when they are there.
     ///
     /// # Errors
     /// `EINVAL` for a domain without vCPU or with more than 128, `ENOMEM`
@@ -121,6 +122,11 @@ impl Machine {
     pub fn fail(&self, target: Target, nth: u64, errno: i32) {
         self.inner
             .with(|world| world.faults.plan(target, nth, errno));
+    }
+
+    #[cfg(test)]
+    pub(super) fn inner(&self) -> &Arc<Inner> {
+        &self.inner
     }
 
     /// Changes the machine: what is asked for from now on follows it.
