@@ -22,21 +22,23 @@ mirror_of() {
     awk -v label="$1" '$1 == label { print $2; exit }'
 }
 
-# apt_state NAME ARCHITECTURE SOURCE…: makes or refreshes state NAME. A source is a line of
-# sources.list without its options: "deb URI SUITE main".
+# apt_state NAME ARCHITECTURES SOURCE…: makes or refreshes state NAME for the architectures ("amd64 arm64"; the
+# first is the one meant where a package's name has none). A source is a line of sources.list without
+# its options: "deb URI SUITE main".
 apt_state() {
-  local name=$1 architecture=$2 dir=$LAB_CACHE/apt/$1 source
+  local name=$1 architectures=$2 dir=$LAB_CACHE/apt/$1 source
   shift 2
   mkdir -p "$dir"/lists/partial "$dir"/cache/archives/partial "$dir"/empty
   : >"$dir/status"
   for source; do
-    echo "${source%% *} [signed-by=$DEBIAN_KEYRING] ${source#* }"
+    echo "${source%% *} [arch=${architectures// /,} signed-by=$DEBIAN_KEYRING] ${source#* }"
   done >"$dir/sources.list"
   cat >"$dir/apt.conf" <<X
 Dir::State "$dir"; Dir::State::Lists "$dir/lists"; Dir::State::status "$dir/status";
 Dir::Cache "$dir/cache"; Dir::Etc::SourceList "$dir/sources.list"; Dir::Etc::SourceParts "$dir/empty";
 Dir::Etc::Preferences "/dev/null"; Dir::Etc::PreferencesParts "$dir/empty";
-APT::Architecture "$architecture"; APT::Architectures "$architecture"; APT::Architectures:: "$architecture";
+#clear APT::Architectures;
+APT::Architecture "${architectures%% *}"; APT::Architectures { "${architectures// /\"; \"}"; };
 APT::Sandbox::User "root"; Acquire::Languages "none"; Acquire::Retries "3"; Dpkg::Use-Pty "false";
 X
   apt_in "$name" apt-get -qq update && return

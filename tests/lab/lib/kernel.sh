@@ -37,8 +37,8 @@ lab_kernel_at_hand() {
 
 build_lab_kernel() {
   local option
-  apt_state linux-source amd64 "deb $(debian_mirror Debian) $LAB_SUITE main"
-  fetch_packages linux-source package linux-source-6.12
+  apt_state kernel-lab amd64 "deb $(debian_mirror Debian) $LAB_SUITE main"
+  fetch_packages kernel-lab package linux-source-6.12
   mkdir source
   tar --strip-components=1 -C source -xf package/usr/src/linux-source-6.12.tar.xz
   rm -rf package
@@ -55,9 +55,9 @@ build_lab_kernel() {
 
 fetch_debian_kernel() {
   local version name file
-  apt_state "$LAB_SUITE-arm64" arm64 "deb $(debian_mirror Debian) $LAB_SUITE main"
-  name=$(apt_in "$LAB_SUITE-arm64" apt-cache depends linux-image-arm64 | awk '$1 == "Depends:" { print $2; exit }')
-  fetch_packages "$LAB_SUITE-arm64" package "$name"
+  apt_state kernel-debian arm64 "deb $(debian_mirror Debian) $LAB_SUITE main"
+  name=$(apt_in kernel-debian apt-cache depends linux-image-arm64 | awk '$1 == "Depends:" { print $2; exit }')
+  fetch_packages kernel-debian package "$name"
   version=${name#linux-image-}
   cp "package/boot/vmlinuz-$version" Image
   [ -d package/lib ] || ln -s usr/lib package/lib # depmod looks in lib

@@ -72,10 +72,8 @@ rust_deb() {
 fetch_rust_deb() {
   local release libraries
   release=$(. /etc/os-release && echo "$VERSION_CODENAME")
-  apt_state rust-deb amd64 "deb $(debian_mirror Debian-Security) $release-security main"
-  # both architectures in one state: the compiler of this machine, the library of the target
-  echo 'APT::Architectures:: "arm64";' >>"$LAB_CACHE/apt/rust-deb/apt.conf"
-  apt_in rust-deb apt-get -qq update
+  # both architectures: the compiler of this machine, the library of the target
+  apt_state rust-deb "amd64 arm64" "deb $(debian_mirror Debian-Security) $release-security main"
   # the compiler's own library and LLVM carry versions in their names
   libraries=$(apt_in rust-deb apt-cache depends --recurse --no-recommends --no-suggests rustc-web:amd64 |
     grep -xE '(libstd-rust-web-[0-9.]+|libllvm[0-9]+)' | sort -u | sed 's/$/:amd64/')

@@ -18,8 +18,8 @@ need_userland() {
 
 build_userland() {
   local tool
-  apt_state "$LAB_SUITE-arm64" arm64 "deb $(debian_mirror Debian) $LAB_SUITE main"
-  fetch_packages "$LAB_SUITE-arm64" packages "${USERLAND_PACKAGES[@]}"
+  apt_state userland arm64 "deb $(debian_mirror Debian) $LAB_SUITE main"
+  fetch_packages userland packages "${USERLAND_PACKAGES[@]}"
   cp packages/usr/bin/busybox busybox
   mkdir -p dom0/{bin,sbin,proc,sys,dev,run,tmp,root,lab,mnt,etc/xen,usr/bin,usr/sbin,var/lib/xen,var/lib/xenstored,var/log/xen}
   mkdir -p dom0/usr/lib/{aarch64-linux-gnu,xen-4.20/bin}

@@ -25,8 +25,8 @@ unpack_prebuilt() { gzip -dc "$1" >"$2"; }
 
 build_xen() {
   local option
-  apt_state xen-source amd64 "deb-src $(debian_mirror Debian) $LAB_SUITE main"
-  apt_in xen-source apt-get -qq source --download-only --tar-only xen
+  apt_state xen amd64 "deb-src $(debian_mirror Debian) $LAB_SUITE main"
+  apt_in xen apt-get -qq source --download-only --tar-only xen
   mkdir source
   tar --strip-components=1 -C source -xf xen_*.orig.tar.*
   cd source/xen || return
