@@ -5,7 +5,7 @@
 //! machine is asked: an Arm DomU of at least 64 MiB that uses no virtio
 //! device. Without it, each test has a fake machine of its own. A rule that
 //! holds on one and not on the other is a fault of the fake.
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
 
 use std::time::Duration;
 
