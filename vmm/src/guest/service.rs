@@ -133,6 +133,10 @@ impl Service {
         self.places.remove(&id);
         self.counts.panics += slot.panics();
         drop(slot);
+        if self.places.is_empty() {
+            // chunks are shared by all devices; now nobody needs them
+            self.means.ram.invalidate();
+        }
         tracing::info!(device = %id, "the device is gone");
         self.outbox.post(GuestEvent::Removed(id));
     }

@@ -1,0 +1,74 @@
+//! The devices that are tortured: how each is made, and what it is asked for.
+//!
+//! One entry for each kind of the registry; a test sees to it that none is
+//! missing.
+
+use devices::virtio::Device;
+use vmm::demo::guest::Pattern;
+
+use crate::raw::Request;
+use crate::stand::{Stand, disk};
+
+/// A kind of device under test.
+pub struct Subject {
+    /// Its name in the registry.
+    pub kind: &'static str,
+    /// Makes one, on something that is named by the number.
+    pub make: fn(&Stand, u32) -> Box<dyn Device>,
+    /// The queue that requests go to.
+    pub queue: u16,
+    /// A request, and what its answer must look like.
+    pub request: fn(&mut Pattern) -> Request,
+    /// Whether an answer is that of a device that works.
+    pub is_answer: fn(&Request, &[Vec<u8>]) -> bool,
+}
+
+/// Every kind.
+pub const SUBJECTS: &[Subject] = &[Subject {
+    kind: "blk",
+    make: make_disk,
+    queue: 0,
+    request: disk_request,
+    is_answer: is_disk_answer,
+}];
+
+/// Bytes of the disk.
+const DISK: usize = 1 << 20;
+
+fn make_disk(stand: &Stand, number: u32) -> Box<dyn Device> {
+    let path = stand.path(&format!("torture-{number}.img"));
+    if !path.exists() {
+        std::fs::write(&path, vec![0x5a; DISK]).unwrap();
+    }
+    disk(&path)
+}
+
+/// A read or a write of one to sixteen sectors anywhere. What is written is
+/// what the image holds already, so that reads can be checked whatever was
+/// torn off. virtio 1.3 §5.2.6
+fn disk_request(pattern: &mut Pattern) -> Request {
+    let sectors = 1 + pattern.below(16);
+    let sector = pattern.below(DISK as u64 / 512 - sectors);
+    let bytes = (sectors * 512) as usize;
+    let write = pattern.below(2) == 1;
+    let mut header = vec![u8::from(write), 0, 0, 0, 0, 0, 0, 0];
+    header.extend(sector.to_le_bytes());
+    match write {
+        true => Request {
+            readable: vec![header, vec![0x5a; bytes]],
+            writable: vec![1],
+        },
+        false => Request {
+            readable: vec![header],
+            writable: vec![bytes, 1],
+        },
+    }
+}
+
+fn is_disk_answer(_request: &Request, written: &[Vec<u8>]) -> bool {
+    match written {
+        [status] => status == &[0],
+        [data, status] => status == &[0] && data.iter().all(|byte| *byte == 0x5a),
+        _ => false,
+    }
+}
