@@ -187,3 +187,67 @@ fn many_segments_are_all_copied() {
         assert_eq!(u64::from(byte[0]), page);
     }
 }
+
+#[test]
+fn segment_keeps_the_first_failure_of_its_pieces() {
+    let (rig, gntdev) = setup();
+    let gref = rig.domain.grant(GFN, false).unwrap();
+    rig.domain.write_memory(GFN << 12, &[7; 4096]).unwrap();
+    // The local side is in two pages, so Xen sees two copies.
+    rig.domain.fail_copies(gref, &[EAGAIN, OKAY]).unwrap();
+    let mut buffer = vec![0; 3 * 4096];
+    let start = 4096 - buffer.as_ptr().addr() % 4096;
+    let local = slice(&mut buffer).subslice(start + 4000, 200).unwrap();
+    let mut segments = [CopySegment::from_grant(local, rig.dom, gref, 0)];
+    gntdev.copy(&mut segments).unwrap();
+    assert_eq!(segments[0].status, EAGAIN);
+    assert_eq!(buffer[start + 4095..start + 4097], [0, 7]);
+}
+
+#[test]
+fn refused_segment_takes_its_batch_with_it() {
+    let (rig, gntdev) = setup();
+    let first = rig.domain.grant_range(GFN, 20, false).unwrap();
+    let mut buffer = vec![1u8; 2 * 4096];
+    let start = 4096 - buffer.as_ptr().addr() % 4096;
+    let local = slice(&mut buffer);
+    let mut segments: Vec<_> = (0..20usize)
+        .zip(first..)
+        .map(|(at, gref)| {
+            let piece = local.subslice(start + at * 16, 16).unwrap();
+            CopySegment::to_grant(piece, rig.dom, gref, 0)
+        })
+        .collect();
+    segments[19].offset = 4090;
+    assert_eq!(errno(gntdev.copy(&mut segments)), libc::EINVAL);
+    let copied: Vec<u8> = (0..20u64)
+        .map(|page| {
+            let mut byte = [0];
+            let address = (GFN + page) << 12;
+            rig.domain.read_memory(address, &mut byte).unwrap();
+            byte[0]
+        })
+        .collect();
+    // gntdev hands Xen sixteen at a time.
+    assert_eq!(copied, [[1; 16].as_slice(), &[0; 4]].concat());
+}
+
+#[test]
+fn grant_of_a_zombie_cannot_be_copied() {
+    let (rig, gntdev) = setup();
+    let gref = rig.domain.grant(GFN, false).unwrap();
+    let _held = rig
+        .privcmd
+        .mmap_batch(rig.dom, &[GFN], &mut [0], true)
+        .unwrap();
+    rig.domain.destroy();
+    let mut buffer = [0; 4];
+    let mut segments = [CopySegment::from_grant(
+        slice(&mut buffer),
+        rig.dom,
+        gref,
+        0,
+    )];
+    gntdev.copy(&mut segments).unwrap();
+    assert_eq!(segments[0].status, BAD_PAGE);
+}

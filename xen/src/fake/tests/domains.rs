@@ -93,10 +93,12 @@ fn grant_map_keeps_a_zombie() {
 fn zombie_has_no_servers_and_takes_none() {
     let rig = Rig::new();
     let attached = rig.attach(1);
+    let gref = rig.domain.grant(GFN, false).unwrap();
     rig.domain.destroy();
     assert_eq!(errno(rig.create()), libc::EINVAL);
     assert_eq!(errno(rig.destroy(attached.id)), libc::ENOENT);
     let port = Slot::of(&attached.page, 0).unwrap().event_port();
+    rig.evtchn.unbind(attached.ports[0]).unwrap();
     assert_eq!(
         errno(rig.evtchn.bind_interdomain(rig.dom, port)),
         libc::EINVAL
@@ -105,6 +107,9 @@ fn zombie_has_no_servers_and_takes_none() {
     let map = rig.privcmd.mmap_batch(rig.dom, &[GFN], &mut errors, true);
     assert!(map.is_ok());
     assert_eq!(errors, [-libc::EINVAL]);
+    let gntdev = rig.machine.open_gntdev().unwrap();
+    let index = gntdev.map(&[(rig.dom, gref)]).unwrap();
+    assert_eq!(errno(gntdev.mmap(index, 1, true)), libc::EINVAL);
 }
 
 #[test]

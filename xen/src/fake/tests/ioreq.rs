@@ -65,6 +65,22 @@ fn port_of_a_destroyed_server_cannot_be_bound() {
 }
 
 #[test]
+fn old_binding_has_no_hold_on_a_port_that_is_used_again() {
+    let rig = Rig::new();
+    let old = rig.attach(1);
+    rig.destroy(old.id).unwrap();
+    let new = rig.attach(1);
+    let remote = new.slot(0).event_port();
+    assert_eq!(old.slot(0).event_port(), remote);
+    rig.evtchn.unbind(old.ports[0]).unwrap();
+    // The new binding is still there.
+    assert_eq!(
+        errno(rig.evtchn.bind_interdomain(rig.dom, remote)),
+        libc::EINVAL
+    );
+}
+
+#[test]
 fn two_servers_may_claim_the_same_range() {
     let rig = Rig::new();
     let first = rig.create().unwrap();

@@ -241,6 +241,11 @@ fn deassigned_kick_reaches_user_space_again() {
     rig.privcmd.ioeventfd(&request, true).unwrap();
     rig.privcmd.ioeventfd(&request, false).unwrap();
     assert_eq!(errno(rig.privcmd.ioeventfd(&request, false)), libc::ENODEV);
+    let other = eventfd();
+    let kept = of(&rig, &attached, &other);
+    rig.privcmd.ioeventfd(&kept, true).unwrap();
+    assert_eq!(errno(rig.privcmd.ioeventfd(&request, false)), libc::ENODEV);
+    rig.privcmd.ioeventfd(&kept, false).unwrap();
     let _server = Server::run(rig.clone(), attached.clone(), |_, _| 0);
     rig.domain.vcpu(0).write(NOTIFY, 4, 0).unwrap();
     assert!(fd.read().is_err());

@@ -10,6 +10,13 @@ use super::super::slot::{
 use super::support::{BASE, LAST, Rig, Server, eventually};
 use crate::fake::{AccessFault, DomainConfig, MachineConfig};
 
+fn patient() -> MachineConfig {
+    MachineConfig {
+        access_timeout: Duration::from_secs(3600),
+        ..MachineConfig::default()
+    }
+}
+
 fn impatient() -> MachineConfig {
     MachineConfig {
         access_timeout: Duration::from_millis(200),
@@ -153,6 +160,29 @@ fn answer_without_notification_leaves_the_vcpu_blocked() {
 }
 
 #[test]
+fn answer_that_is_there_at_once_still_needs_its_notification() {
+    let config = MachineConfig {
+        access_timeout: Duration::from_millis(50),
+        ..MachineConfig::default()
+    };
+    let rig = Rig::with(config, DomainConfig::default());
+    rig.start_unheard();
+    let attached = rig.attach(1);
+    // The answer races with the vCPU's first look; it wins in most rounds.
+    for _ in 0..10 {
+        let vcpu = rig.domain.vcpu(0);
+        let guest = std::thread::spawn(move || vcpu.read(BASE, 4));
+        while attached.slot(0).state() != STATE_READY && !guest.is_finished() {
+            std::hint::spin_loop();
+        }
+        attached.slot(0).set_state(STATE_RESP_READY);
+        let fault = guest.join().unwrap().unwrap_err();
+        assert!(matches!(fault, AccessFault::Hung { .. }));
+        attached.slot(0).set_state(STATE_NONE);
+    }
+}
+
+#[test]
 fn notification_without_answer_is_waited_through() {
     let rig = Rig::new();
     rig.start_unheard();
@@ -250,13 +280,14 @@ fn slot_that_names_another_port_is_a_data_abort() {
 
 #[test]
 fn destroying_the_server_strands_the_waiting_vcpu() {
-    let rig = Rig::new();
+    let rig = Rig::with(patient(), DomainConfig::default());
     rig.start_unheard();
     let attached = rig.attach(1);
     let vcpu = rig.domain.vcpu(0);
     let guest = std::thread::spawn(move || vcpu.read(BASE, 4));
     eventually("a request", || attached.slot(0).state() == STATE_READY);
     rig.destroy(attached.id).unwrap();
+    eventually("the vCPU to go", || guest.is_finished());
     assert_eq!(
         guest.join().unwrap(),
         Err(AccessFault::Stranded { vcpu: 0 })
@@ -265,13 +296,14 @@ fn destroying_the_server_strands_the_waiting_vcpu() {
 
 #[test]
 fn destroying_the_domain_ends_the_waiting_vcpu() {
-    let rig = Rig::new();
+    let rig = Rig::with(patient(), DomainConfig::default());
     rig.start_unheard();
     let attached = rig.attach(1);
     let vcpu = rig.domain.vcpu(0);
     let guest = std::thread::spawn(move || vcpu.read(BASE, 4));
     eventually("a request", || attached.slot(0).state() == STATE_READY);
     rig.domain.destroy();
+    eventually("the vCPU to go", || guest.is_finished());
     assert_eq!(guest.join().unwrap(), Err(AccessFault::Gone { vcpu: 0 }));
 }
 
@@ -284,6 +316,31 @@ fn first_activity_begins_with_an_invalidate() {
     assert_eq!(server.invalidates(), 1);
     rig.domain.vcpu(0).read(BASE, 4).unwrap();
     assert_eq!(server.invalidates(), 1);
+}
+
+#[test]
+fn ballooning_out_tells_every_enabled_server() {
+    let rig = Arc::new(Rig::new());
+    rig.start_unheard();
+    let evtchn = rig.machine.open_evtchn().unwrap();
+    let other = Arc::new(Rig {
+        machine: rig.machine.clone(),
+        domain: rig.domain.clone(),
+        dom: rig.dom,
+        privcmd: rig.machine.open_privcmd().unwrap(),
+        evtchn,
+    });
+    let servers = [
+        Server::run(rig.clone(), Arc::new(rig.attach(1)), |_, _| 0),
+        Server::run(other.clone(), Arc::new(other.attach(1)), |_, _| 0),
+    ];
+    let _disabled = rig.create().unwrap();
+    rig.domain.balloon_out(0x40000, 3).unwrap();
+    assert_eq!(servers.each_ref().map(Server::invalidates), [1, 1]);
+    rig.domain.balloon_out(0x40000, 3).unwrap();
+    rig.domain.balloon_in(0x40000, 3).unwrap();
+    rig.domain.vcpu(0).read(BASE, 4).unwrap();
+    assert_eq!(servers.each_ref().map(Server::invalidates), [1, 1]);
 }
 
 #[test]
