@@ -3,7 +3,7 @@
 # modules where there are any, and what changes from run to run (scripts, cases, xen-dm, the guest).
 
 # make_initrd FLAVOUR DIRECTORY: sets INITRD, made in DIRECTORY. need_userland and need_kernel come first;
-# XEN_DM names the arm64 binary, SUITE the directory of test programs, either may be empty.
+# XEN_DM names the arm64 binary, SUITE the test program or nothing.
 make_initrd() {
   local root=$2/dom0 guest=$2/guest
   INITRD=$2/dom0.cpio
@@ -17,8 +17,8 @@ make_initrd() {
   install -m 755 "$LAB_DIR/dom0/init" "$root/init"
   cp "$LAB_DIR"/dom0/*.sh "$root/lab/"
   cp -r "$LAB_DIR/cases" "$root/lab/cases"
-  [ -z "$XEN_DM" ] || install -m 755 "$XEN_DM" "$root/lab/xen-dm"
-  [ -z "$SUITE" ] || cp -r "$SUITE" "$root/lab/suite"
+  install -m 755 "$XEN_DM" "$root/lab/xen-dm"
+  [ -z "$SUITE" ] || install -m 755 "$SUITE" "$root/lab/suite"
   cp "$KERNEL_IMAGE" "$root/lab/guest/Image"
   { cpio_of "$guest" && add_modules; } >"$root/lab/guest/initrd"
   { cat "$USERLAND_DOM0" && add_modules && cpio_of "$root"; } >"$INITRD"

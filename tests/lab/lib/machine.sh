@@ -14,11 +14,12 @@ machine_command() {
   local tree=$1/machine.dtb xen=$2 kernel=$3 initrd=$4 arguments=$5
   qemu-system-aarch64 -machine "$MACHINE,dumpdtb=$tree" "${MACHINE_BOARD[@]}" >"$1/dumpdtb.log" 2>&1 ||
     die "qemu-system-aarch64 could not write its device tree: $(cat "$1/dumpdtb.log")"
+  # conring: debug key g prints all grants that are in use, and the cases read what it printed.
   # Xen finds its own command line, dom0's kernel and its initrd in /chosen (docs/misc/arm/device-tree/booting.txt).
   fdtput -t x "$tree" /chosen '#address-cells' 2
   fdtput -t x "$tree" /chosen '#size-cells' 2
   fdtput -t s "$tree" /chosen xen,xen-bootargs \
-    "dom0_mem=$DOM0_MEMORY dom0_max_vcpus=1 console=dtuart bootscrub=0"
+    "dom0_mem=$DOM0_MEMORY dom0_max_vcpus=1 console=dtuart bootscrub=0 conring_size=512k"
   machine_module "$tree" "$KERNEL_ADDRESS" "$kernel" multiboot,kernel
   fdtput -t s "$tree" "/chosen/module@$KERNEL_ADDRESS" bootargs "console=hvc0 loglevel=4 rdinit=/init $arguments"
   machine_module "$tree" "$INITRD_ADDRESS" "$initrd" multiboot,ramdisk

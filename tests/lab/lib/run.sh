@@ -7,9 +7,10 @@ SLACK_SECONDS=60 # what a case may take on top of its own bound, logs included
 
 PASSED=0
 FAILED=0
+SUITE_CASE=xen-suite
 LAST_NOTES=() # what the last boot's cases noted, "CASE TEXT"
 
-# prepare KERNEL…: everything that the cases of these kernels need.
+# prepare KERNEL…: everything that the cases of these kernels need, the suite apart.
 prepare() {
   local kernel
   need_xen
@@ -25,6 +26,8 @@ run_cases() {
     for name; do [ "$(case_header "$name" kernel)" != "$kernel" ] || { kernels+=("$kernel") && break; }; done
   done
   prepare "${kernels[@]}"
+  SUITE=
+  [[ " $* " != *" $SUITE_CASE "* ]] || need_suite
   temporary_directory
   for kernel in "${kernels[@]}"; do
     wanted=()
@@ -161,6 +164,7 @@ machine_ended() {
 lab_shell() {
   [[ " ${KERNELS[*]} " == *" $1 "* ]] || die "there is no kernel '$1'; there are: ${KERNELS[*]}"
   prepare "$1"
+  SUITE=
   temporary_directory
   need_kernel "$1"
   make_initrd "$1" "$TEMPORARY"
