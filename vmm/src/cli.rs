@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 use xen::Host;
 
-use crate::config::Config;
+use crate::config::{Config, LogLevel};
 use crate::daemon::{self, Daemon, Options, StartError};
 use crate::logs::{self, report};
 use crate::state::StateError;
@@ -66,6 +66,9 @@ enum Command {
     /// SIGTERM it leaves when no guest is attached, else it says which are
     /// and stays until they are gone.
     Daemon(DaemonArgs),
+    /// Show the whole way of a disk request in this process, on a fake Xen:
+    /// no privileges, no hypervisor.
+    Demo,
 }
 
 #[derive(Debug, Args)]
@@ -88,6 +91,7 @@ pub fn main() -> ExitCode {
     let Cli { command } = Cli::parse();
     match command {
         Command::Daemon(args) => daemon(&args),
+        Command::Demo => demo(),
     }
     .into()
 }
@@ -141,6 +145,19 @@ fn exit_of(error: &StartError) -> Exit {
     }
 }
 
+fn demo() -> Exit {
+    if let Err(error) = logs::init(LogLevel::Warn) {
+        return complain(&error, Exit::Configuration);
+    }
+    match crate::demo::run(&mut std::io::stdout()) {
+        Ok(()) => Exit::Done,
+        Err(error) => {
+            eprintln!("xen-dm: {error:#}");
+            Exit::Failed
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
@@ -156,7 +173,9 @@ mod tests {
     fn the_daemon_takes_a_file_and_force() {
         let cli = Cli::try_parse_from(["xen-dm", "daemon", "--config", "/f", "--force"]).unwrap();
 
-        let Command::Daemon(args) = cli.command;
+        let Command::Daemon(args) = cli.command else {
+            panic!("{:?}", cli.command)
+        };
         assert_eq!(args.config.as_deref(), Some("/f".as_ref()));
         assert!(args.force);
     }

@@ -1,1 +1,208 @@
+use super::*;
 
+fn refused(text: &str) -> String {
+    Config::parse(Path::new("/etc/xen-dm.toml"), text)
+        .unwrap_err()
+        .to_string()
+}
+
+fn parsed(text: &str) -> Config {
+    Config::parse(Path::new("/etc/xen-dm.toml"), text).unwrap()
+}
+
+fn disk_of(config: &Config, guest: &str, name: &str) -> devices::blk::BlkConfig {
+    let disk = devices::blk::BlkConfig::new("/disk.img");
+    config
+        .guest(guest, None)
+        .disk(Some(name), 51712)
+        .apply(disk)
+}
+
+#[test]
+fn an_empty_file_says_nothing() {
+    let config = parsed("");
+
+    assert_eq!(config.log, LogLevel::Info);
+    assert_eq!(config.state_dir, Path::new(STATE_DIR));
+    assert_eq!(config.events, EventMode::Auto);
+    assert_eq!(config.stop_warning(), Duration::from_secs(5));
+    assert!(!config.allow_foreign_with_grants);
+}
+
+#[test]
+fn the_example_is_a_configuration_and_says_what_it_describes() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../resources/xen-dm.toml");
+
+    let config = Config::load(&path).unwrap();
+
+    let web = config.guest("web-1", None);
+    assert_eq!(web.allow_foreign_with_grants, Some(true));
+    assert_eq!(web.events, Some(EventMode::Plain));
+    let disk = disk_of(&config, "web-1", "xvda");
+    assert_eq!(disk.serial.as_deref(), Some("web-root"));
+    assert_eq!(disk.physical_block_size, Some(4096));
+}
+
+#[test]
+fn the_defaults_in_the_examples_comments_are_the_defaults() {
+    let text = include_str!("../../../resources/xen-dm.toml");
+    let defaults: String = text
+        .lines()
+        .filter_map(|line| line.strip_prefix('#'))
+        .filter(|line| !line.starts_with(' ') && line.contains(" = "))
+        .map(|line| format!("{line}\n"))
+        .collect();
+
+    let config = parsed(&defaults);
+
+    assert_eq!(defaults.lines().count(), 5);
+    assert_eq!(
+        format!("{:?}", config.events),
+        format!("{:?}", Config::default().events)
+    );
+    assert_eq!(config.log, Config::default().log);
+    assert_eq!(config.state_dir, Config::default().state_dir);
+    assert_eq!(config.stop_warning(), Config::default().stop_warning());
+    assert_eq!(
+        config.allow_foreign_with_grants,
+        Config::default().allow_foreign_with_grants
+    );
+}
+
+#[test]
+fn an_unknown_key_is_refused_with_file_and_line() {
+    let text = refused("log = \"info\"\n\nserail = \"x\"\n");
+
+    assert!(text.starts_with("/etc/xen-dm.toml, line 3"), "{text}");
+    assert!(text.contains("serail"), "{text}");
+}
+
+#[test]
+fn an_unknown_key_of_a_disk_is_refused_with_the_keys_above_it() {
+    let text = refused("[guest.\"web-*\".disk.xvda]\nserial = \"a\"\nqueue_size = 8\n");
+
+    assert!(text.starts_with("/etc/xen-dm.toml, line 3"), "{text}");
+    assert!(text.contains("guest.\"web-*\".disk.xvda"), "{text}");
+    assert!(text.contains("queue_size"), "{text}");
+}
+
+#[test]
+fn a_value_of_the_wrong_kind_names_its_key() {
+    let text = refused("log = \"info\"\n[guest.a.disk.xvda]\nqueue-size = \"big\"\n");
+
+    assert!(
+        text.starts_with("/etc/xen-dm.toml, line 3, key guest.a.disk.xvda.queue-size"),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_value_that_no_disk_can_have_names_its_line_key_and_value() {
+    let text = refused("[guest.a.disk.xvda]\nserial = \"a\"\nqueue-size = 100\n");
+
+    assert!(
+        text.starts_with("/etc/xen-dm.toml, line 3, key guest.a.disk.xvda.queue-size"),
+        "{text}"
+    );
+    assert!(text.contains("100"), "{text}");
+}
+
+#[test]
+fn an_unknown_level_and_an_unknown_mode_are_refused() {
+    let level = refused("log = \"loud\"");
+    let mode = refused("[guest.a]\nevents = \"none\"");
+
+    assert!(
+        level.contains("line 1, key log") && level.contains("loud"),
+        "{level}"
+    );
+    assert!(
+        mode.contains("line 2, key guest.a.events") && mode.contains("none"),
+        "{mode}"
+    );
+}
+
+#[test]
+fn a_warning_time_out_of_bounds_is_refused() {
+    for value in ["0", "601"] {
+        let text = refused(&format!("\nstop-warning-seconds = {value}"));
+
+        assert!(text.contains("line 2, key stop-warning-seconds"), "{text}");
+        assert!(text.contains(value), "{text}");
+    }
+}
+
+#[test]
+fn text_that_is_no_toml_is_refused_with_its_line() {
+    let text = refused("log = \"info\"\n[guest\n");
+
+    assert!(text.starts_with("/etc/xen-dm.toml, line 2"), "{text}");
+}
+
+#[test]
+fn a_file_that_is_not_there_is_named() {
+    let error = Config::load(Path::new("/nonexistent/xen-dm.toml")).unwrap_err();
+
+    assert!(matches!(error, ConfigError::Read { .. }));
+    assert!(error.to_string().contains("/nonexistent/xen-dm.toml"));
+}
+
+#[test]
+fn a_uuid_goes_before_a_name_and_a_name_before_patterns() {
+    let config = parsed(
+        "[guest.\"*\"]\nevents = \"plain\"\n\
+         [guest.\"web-?\"]\nevents = \"irqfd\"\n\
+         [guest.\"web-1\"]\nevents = \"ioeventfd\"\n\
+         [guest.\"AAAA-BB\"]\nevents = \"auto\"\n",
+    );
+    let events = |name, uuid| config.guest(name, uuid).events;
+
+    assert_eq!(events("web-1", Some("aaaa-bb")), Some(EventMode::Auto));
+    assert_eq!(events("web-1", None), Some(EventMode::Ioeventfd));
+    assert_eq!(events("web-2", Some("cccc")), Some(EventMode::Irqfd));
+    assert_eq!(events("db", None), Some(EventMode::Plain));
+}
+
+#[test]
+fn patterns_match_whole_names() {
+    let config = parsed("[guest.\"a*b?c\"]\nevents = \"plain\"\n");
+    let matches = |name| config.guest(name, None).events.is_some();
+
+    assert!(matches("abxc") && matches("a-b-bxc") && matches("abbbc"));
+    assert!(!matches("abc") && !matches("xabxc") && !matches("abxcd") && !matches(""));
+}
+
+#[test]
+fn a_disks_name_goes_before_its_number_and_both_before_all() {
+    let config = parsed(
+        "[guest.a.disk.\"*\"]\nserial = \"any\"\n\
+         [guest.a.disk.51712]\nserial = \"number\"\n\
+         [guest.a.disk.xvda]\nserial = \"name\"\n",
+    );
+    let serial = |name, devid| {
+        let disk = devices::blk::BlkConfig::new("/disk.img");
+        config
+            .guest("a", None)
+            .disk(name, devid)
+            .apply(disk)
+            .serial
+            .unwrap()
+    };
+
+    assert_eq!(serial(Some("xvda"), 51712), "name");
+    assert_eq!(serial(Some("hda"), 51712), "number");
+    assert_eq!(serial(None, 51728), "any");
+}
+
+#[test]
+fn what_is_not_said_about_a_disk_stays_as_it_was() {
+    let config = parsed("[guest.a.disk.xvda]\nqueue-size = 64\n");
+
+    let disk = disk_of(&config, "a", "xvda");
+
+    let expected = devices::blk::BlkConfig {
+        queue_size: 64,
+        ..devices::blk::BlkConfig::new("/disk.img")
+    };
+    assert_eq!(disk, expected);
+}

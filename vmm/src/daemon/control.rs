@@ -82,3 +82,40 @@ impl AsRawFd for Control {
         self.reader.as_raw_fd()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_is_taken_once_however_often_it_was_made() {
+        let (stop, control) = control().unwrap();
+
+        stop.stop();
+        stop.clone().stop();
+
+        assert!(control.take());
+        assert!(!control.take());
+    }
+
+    #[test]
+    fn requests_beyond_what_the_socket_holds_do_not_block() {
+        let (stop, control) = control().unwrap();
+
+        for _ in 0..1 << 16 {
+            stop.stop();
+        }
+
+        assert!(control.take());
+    }
+
+    #[test]
+    fn a_signal_is_a_request() {
+        let (stop, control) = control().unwrap();
+        stop.on_signals().unwrap();
+
+        signal_hook::low_level::raise(SIGTERM).unwrap();
+
+        assert!(control.take());
+    }
+}

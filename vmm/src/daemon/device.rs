@@ -7,7 +7,7 @@ use xen::xenstore::{Error as XenstoreError, XenbusState};
 use super::error::AttachError;
 use super::served::{FileId, Phase, ServedDevice};
 use super::{AT_ONCE, Daemon, RETRY};
-use crate::discovery::{self, Backend, DomainInfo, Place, Seen};
+use crate::discovery::{self, Backend, DomainInfo, Life, Place, Seen};
 use crate::guest::{DeviceSlot, GuestError};
 use crate::logs::report;
 use crate::spec::{self, SlotSpec};
@@ -18,59 +18,51 @@ impl Daemon {
     /// # Errors
     /// xenstore's, after which it has to be looked at again.
     pub(super) fn look(&mut self, place: &Place) -> Result<(), XenstoreError> {
-        let seen = discovery::read_backend(&self.store, &self.root, place)?;
+        let life = discovery::read_life(&self.store, &self.root, place)?;
         let served = self
             .guests
             .get(&place.domid)
             .and_then(|guest| guest.devices.get(&place.key));
         let phase = served.map(|device| device.phase);
-        match (phase, seen) {
+        match (phase, life) {
             // it is looked at again when it is gone
-            (Some(Phase::Removing), _) => Ok(()),
-            (Some(Phase::Served), Seen::Gone | Seen::Closing | Seen::Closed) => self.remove(place),
-            // written anew by the toolstack: what was served is another one
-            (
-                Some(Phase::Served),
-                Seen::Device(Backend {
-                    state: XenbusState::Initialising,
-                    ..
-                }),
-            ) => self.remove(place),
-            (Some(Phase::Served), Seen::Device(_) | Seen::Malformed(_)) => Ok(()),
-            (None, Seen::Gone) => self.forget(place),
-            (None, Seen::Closed) => Ok(()),
-            (None, Seen::Closing) => self.close(place),
-            (None, Seen::Malformed(error)) => self.meet(place, |_, _| Err(error.into())),
-            (None, Seen::Device(backend)) => {
-                self.meet(place, |daemon, info| daemon.attach(place, info, &backend))
+            (Some(Phase::Removing), _) | (Some(Phase::Served), Life::Wanted) => Ok(()),
+            // new: the toolstack has written another one in its place
+            (Some(Phase::Served), Life::Gone | Life::New | Life::Closing | Life::Closed) => {
+                self.remove(place)
             }
+            (None, Life::Gone) => self.forget(place),
+            (None, Life::Closed) => Ok(()),
+            (None, Life::Closing) => self.close(place),
+            (None, Life::New | Life::Wanted) => self.meet(place),
         }
     }
 
     /// Serves a device that was not served before, or says why not. A guest
     /// that is not there gets nothing: its nodes are left over, or early.
-    fn meet(
-        &mut self,
-        place: &Place,
-        attach: impl FnOnce(&mut Daemon, &DomainInfo) -> Result<(), AttachError>,
-    ) -> Result<(), XenstoreError> {
-        let Some(info) = discovery::read_domain(&self.store, place.domid)? else {
-            tracing::debug!(%place, "nodes of a domain that is not there");
-            return Ok(());
-        };
+    fn meet(&mut self, place: &Place) -> Result<(), XenstoreError> {
         let to_end = self.leaving && self.options.force;
         if to_end || self.stopping.contains_key(&place.domid) {
             // looked at again when the guest has been stopped
             return Ok(());
         }
+        let Some(info) = discovery::read_domain(&self.store, place.domid)? else {
+            tracing::debug!(%place, "nodes of a domain that is not there");
+            return Ok(());
+        };
         let span = tracing::info_span!("guest", domid = %place.domid, name = %info.name);
         let _entered = span.enter();
-        match attach(self, &info) {
+        let attached = match discovery::read_backend(&self.store, &self.root, place)? {
+            // its removal is told by an event of its own
+            Seen::Gone => return Ok(()),
+            Seen::Malformed(error) => Err(error.into()),
+            Seen::Device(backend) => self.attach(place, &info, &backend),
+        };
+        match attached {
             Ok(()) => {
-                if self.refused.remove(place).is_some() {
-                    discovery::clear_error(&self.store, &self.root, place)?;
-                }
-                Ok(())
+                self.refused.remove(place);
+                // an earlier daemon may have left one, too
+                discovery::clear_error(&self.store, &self.root, place)
             }
             Err(AttachError::Xenstore(error)) => Err(error),
             Err(error) => self.refuse(place, &info, &error),

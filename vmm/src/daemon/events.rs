@@ -15,6 +15,9 @@ use crate::logs::report;
 #[derive(Default)]
 struct Todo {
     places: BTreeSet<Place>,
+    /// Devices may have come or gone, or become possible to serve.
+    list: bool,
+    /// Any device may have changed.
     everything: bool,
     /// Guests may have ended.
     ends: bool,
@@ -34,11 +37,11 @@ impl Daemon {
         match event {
             Event::Watch(watch) if watch.token == self.watches.released.token() => todo.ends = true,
             Event::Watch(watch) if watch.token == self.watches.introduced.token() => {
-                todo.everything = true;
+                todo.list = true;
             }
             Event::Watch(watch) => match self.root.touched(&watch.path) {
                 Touched::Device(place) => drop(todo.places.insert(place)),
-                Touched::List => todo.everything = true,
+                Touched::List => todo.list = true,
                 Touched::Nothing => tracing::debug!(path = watch.path, "not a device's node"),
             },
             Event::Disconnected => {
@@ -62,18 +65,36 @@ impl Daemon {
     }
 
     fn work(&mut self, todo: Todo) {
-        let mut outcome = Ok(());
+        let outcome = self.look_at(todo);
+        self.settle(outcome);
+    }
+
+    fn look_at(&mut self, todo: Todo) -> Result<(), XenstoreError> {
         if todo.ends {
-            outcome = self.end_dead_guests();
+            self.end_dead_guests()?;
         }
-        if todo.everything && outcome.is_ok() {
-            outcome = self.look_at_everything();
-        } else {
-            for place in todo.places {
-                outcome = outcome.and_then(|()| self.look(&place));
+        let mut places = todo.places;
+        if todo.list || todo.everything {
+            let listed = discovery::list(&self.store, &self.root)?
+                .into_iter()
+                .collect();
+            let known = self.known();
+            match todo.everything {
+                true => places.extend(known.union(&listed).cloned()),
+                false => places.extend(known.symmetric_difference(&listed).cloned()),
             }
         }
-        self.settle(outcome);
+        places.iter().try_for_each(|place| self.look(place))
+    }
+
+    /// Devices that are served, and those that are refused.
+    fn known(&self) -> BTreeSet<Place> {
+        let refused = self.refused.keys().cloned();
+        let served = self.guests.iter().flat_map(|(&domid, served)| {
+            let keys = served.devices.keys().cloned();
+            keys.map(move |key| Place { domid, key })
+        });
+        refused.chain(served).collect()
     }
 
     /// Lets a failure of xenstored be made up for later.
@@ -89,21 +110,6 @@ impl Daemon {
                 self.look_again(RETRY);
             }
         }
-    }
-
-    fn look_at_everything(&mut self) -> Result<(), XenstoreError> {
-        let mut places: BTreeSet<Place> = discovery::list(&self.store, &self.root)?
-            .into_iter()
-            .collect();
-        places.extend(self.refused.keys().cloned());
-        for (domid, served) in &self.guests {
-            let known = served.devices.keys().map(|key| Place {
-                domid: *domid,
-                key: key.clone(),
-            });
-            places.extend(known);
-        }
-        places.iter().try_for_each(|place| self.look(place))
     }
 
     /// Time to try again.

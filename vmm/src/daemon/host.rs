@@ -1,8 +1,6 @@
 //! What is looked at before anything is served: this host, and what an
 //! earlier daemon has left on it.
 
-use std::io;
-
 use xen::dm_op::{self, ServerId};
 use xen::xenstore::Xenstore;
 use xen::{DomId, Host};
@@ -25,9 +23,7 @@ pub(super) fn check(host: &Host) -> Result<(), StartError> {
     host.open_evtchn()?;
     // With ioreq servers the answer is that there is no such domain.
     match privcmd.nr_vcpus(NO_DOMAIN) {
-        Err(dm_op::Error::Failed { source, .. }) if is_not_there(&source) => {
-            return Err(StartError::NoIoreqServer);
-        }
+        Err(dm_op::Error::NoIoreqServer { .. }) => return Err(StartError::NoIoreqServer),
         answer => tracing::debug!(?answer, "asked Xen for device-model operations"),
     }
     match privcmd.version() {
@@ -35,10 +31,6 @@ pub(super) fn check(host: &Host) -> Result<(), StartError> {
         Err(error) => tracing::debug!("Xen does not tell its version: {}", report(&error)),
     }
     Ok(())
-}
-
-fn is_not_there(error: &io::Error) -> bool {
-    error.raw_os_error() == Some(libc::ENOSYS)
 }
 
 /// Destroys the ioreq servers that a dead process of ours has left: they would

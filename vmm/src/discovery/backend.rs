@@ -11,15 +11,26 @@ use crate::guest::DeviceKey;
 /// Longest error text that is written, characters.
 const ERROR_MAX: usize = 1024;
 
-/// What there is at a place.
-#[derive(Debug)]
-pub enum Seen {
-    /// No device.
+/// What the toolstack wants of a device; read often, so at little cost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Life {
+    /// There is none.
     Gone,
-    /// The toolstack wants the device closed: `state` 5, or `online` 0.
+    /// It has just been written: `state` 1.
+    New,
+    /// It is to be served.
+    Wanted,
+    /// It is to be closed: `state` 5, or `online` 0.
     Closing,
     /// It is closed: `state` 6.
     Closed,
+}
+
+/// A device's nodes as a whole.
+#[derive(Debug)]
+pub enum Seen {
+    /// There are none.
+    Gone,
     /// A device to be served.
     Device(Backend),
     /// It should be one, and its nodes are wrong.
@@ -70,6 +81,31 @@ fn children(store: &Xenstore, path: &str) -> Result<Vec<String>, Error> {
     }
 }
 
+/// What is wanted of a device. Nothing else of it need be right.
+///
+/// # Errors
+/// xenstore's.
+pub fn read_life(store: &Xenstore, root: &Root, place: &Place) -> Result<Life, Error> {
+    let node = store.at(root.device(place));
+    let state = match node.read_optional::<XenbusState>("state") {
+        Ok(Some(state)) => Some(state),
+        Ok(None) if !node.exists("")? => return Ok(Life::Gone),
+        Err(error) if !is_about_nodes(&error) => return Err(error),
+        Ok(None) | Err(_) => None,
+    };
+    match state {
+        Some(XenbusState::Closed) => return Ok(Life::Closed),
+        Some(XenbusState::Closing) => return Ok(Life::Closing),
+        _ => {}
+    }
+    match node.read_optional::<bool>("online") {
+        Ok(Some(false)) => Ok(Life::Closing),
+        Err(error) if !is_about_nodes(&error) => Err(error),
+        _ if state == Some(XenbusState::Initialising) => Ok(Life::New),
+        _ => Ok(Life::Wanted),
+    }
+}
+
 /// Reads a device's nodes in one transaction.
 ///
 /// # Errors
@@ -80,27 +116,19 @@ pub fn read_backend(store: &Xenstore, root: &Root, place: &Place) -> Result<Seen
         if !tx.exists(&path)? {
             return Ok(Seen::Gone);
         }
-        match look(&tx.at(path.as_str()), place) {
-            Ok(seen) => Ok(seen),
+        match read_device(&tx.at(path.as_str()), place) {
+            Ok(device) => Ok(Seen::Device(device)),
             Err(NodeError::Node(error)) if !is_about_nodes(&error) => Err(error),
             Err(error) => Ok(Seen::Malformed(error)),
         }
     })
 }
 
-fn look(node: &Node<'_>, place: &Place) -> Result<Seen, NodeError> {
-    // a device that is to go need not be right otherwise
-    let state = node.read::<XenbusState>("state");
-    let online = node.read_optional::<bool>("online");
-    match (&state, &online) {
-        (Ok(XenbusState::Closed), _) => return Ok(Seen::Closed),
-        (Ok(XenbusState::Closing), _) | (_, Ok(Some(false))) => return Ok(Seen::Closing),
-        _ => {}
-    }
-    let state = state?;
-    online?;
+fn read_device(node: &Node<'_>, place: &Place) -> Result<Backend, NodeError> {
+    let state = node.read::<XenbusState>("state")?;
+    node.read_optional::<bool>("online")?;
     let disk = DiskNode::read(node, place.domid)?;
-    Ok(Seen::Device(Backend { state, disk }))
+    Ok(Backend { state, disk })
 }
 
 /// Writes a device's state, unless its directory is gone, or the device is to

@@ -12,7 +12,9 @@ mod place;
 #[cfg(test)]
 mod tests;
 
-pub use backend::{Backend, Seen, clear_error, list, read_backend, report_error, write_state};
+pub use backend::{
+    Backend, Life, Seen, clear_error, list, read_backend, read_life, report_error, write_state,
+};
 pub use disk::DiskNode;
 pub use domain::{DomainInfo, is_alive, own_domain, read_domain};
 pub use place::{Place, Root, Touched};

@@ -73,7 +73,8 @@ impl Guest {
     /// # Errors
     /// What of that failed. Nothing is left behind then.
     pub fn start(host: &Host, config: GuestConfig, wake: EventFd) -> Result<Guest, GuestError> {
-        let span = tracing::info_span!("guest", domid = %config.domid, name = %config.name);
+        let span =
+            tracing::info_span!(parent: None, "guest", domid = %config.domid, name = %config.name);
         let entered = span.clone().entered();
         let domid = config.domid;
         let host_error = |what| {

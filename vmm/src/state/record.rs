@@ -32,10 +32,17 @@ impl Maker {
         }
     }
 
+    /// The process `pid`, if there is one.
+    #[must_use]
+    pub fn of(pid: u32) -> Option<Maker> {
+        let start_time = start_time(pid)?;
+        Some(Maker { pid, start_time })
+    }
+
     /// Whether it is another process that still runs.
     #[must_use]
     pub fn is_alive(&self) -> bool {
-        *self != Maker::this_process() && start_time(self.pid) == Some(self.start_time)
+        *self != Maker::this_process() && Maker::of(self.pid) == Some(*self)
     }
 }
 
