@@ -25,7 +25,7 @@ clean_up() {
   local status=$? id
   trap - EXIT INT TERM HUP
   for id in "${CLEAN_GROUPS[@]}"; do kill -TERM -- "-$id" 2>/dev/null || true; done
-  for id in "${CLEAN_PIDS[@]}"; do kill -KILL "$id" 2>/dev/null && wait "$id" 2>/dev/null; done
+  for id in "${CLEAN_PIDS[@]}"; do kill -KILL "$id" 2>/dev/null && wait "$id" 2>/dev/null || true; done
   for id in "${CLEAN_DIRS[@]}"; do rm -rf "$id"; done
   exit "$status"
 }
