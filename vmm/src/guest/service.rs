@@ -172,8 +172,9 @@ impl Service {
         self.batch = batch;
     }
 
-    /// The event channels failed, which the next turn may find mended or not:
-    /// neither end the guest nor turn without a pause.
+    /// The event channels failed, which a later turn may find mended or not:
+    /// neither end the guest nor turn without a pause, nor rely on their
+    /// descriptor.
     fn failed(&mut self, source: xen::ioreq::Error) {
         let domid = self.config.domid;
         if self.failures == 0 {
@@ -182,7 +183,8 @@ impl Service {
                 .post(GuestEvent::Failed(GuestError::Serve { domid, source }));
         }
         self.failures = self.failures.saturating_add(1);
-        std::thread::sleep(Duration::from_millis(u64::from(self.failures)).min(LONGEST_PAUSE));
+        let pause = Duration::from_millis(u64::from(self.failures)).min(LONGEST_PAUSE);
+        self.look_again = Some(pause);
     }
 
     fn serve(&mut self, pending: Pending) {
@@ -297,7 +299,8 @@ impl Service {
         i32::try_from(grid.as_millis()).unwrap_or(i32::MAX)
     }
 
-    /// The pause before a slot that the kernel holds is looked at again.
+    /// The pause before the ioreq page is looked at again unasked: the kernel
+    /// holds a slot, or the event channels have failed.
     pub(super) fn pause(&self) -> Option<Duration> {
         self.look_again
     }

@@ -82,6 +82,8 @@ pub struct IoreqServer {
     ranges: Vec<IoRange>,
     /// vCPUs whose slot the kernel held at the last look.
     again: Vec<u32>,
+    /// The event channels have failed: any port may have fired, and be masked.
+    suspect: bool,
     shared: Arc<Shared>,
     destroyed: bool,
 }
@@ -129,6 +131,7 @@ impl IoreqServer {
             nr_vcpus,
             ranges: Vec::new(),
             again: Vec::new(),
+            suspect: false,
             shared: Arc::new(Shared {
                 page: Page::new(dom, mapping),
                 vcpus: OnceLock::new(),
@@ -254,7 +257,8 @@ impl IoreqServer {
     /// time that the last call gave.
     ///
     /// # Errors
-    /// [`Error::State`] before the server is enabled; [`Error::Events`].
+    /// [`Error::State`] before the server is enabled; [`Error::Events`], after
+    /// which it is to be called again, even if the descriptor stays silent.
     /// Requests that were appended before a failure are to be answered too.
     pub fn pending(&mut self, out: &mut Vec<Pending>) -> Result<Drained> {
         if !self.is_enabled() {
@@ -267,29 +271,40 @@ impl IoreqServer {
         for vcpu in std::mem::take(&mut self.again) {
             self.look(vcpu, out);
         }
-        let mut ports = [0; PORTS_AT_ONCE];
-        loop {
-            let fired = self.evtchn.read(&mut ports).map_err(|e| self.events(e))?;
-            match fired {
-                Fired::Ports(0) => break,
-                Fired::Ports(count) => {
-                    for &port in ports.iter().take(count) {
-                        self.fired(port, out)?;
-                    }
-                    // A vCPU that is answered while we look fires again; the
-                    // descriptor stays readable, so that the loop comes back.
-                    if count < ports.len() {
-                        break;
-                    }
-                }
-                Fired::Overflow => self.look_at_all(out)?,
-            }
-        }
+        let drained = self.drain(out);
+        self.suspect = drained.is_err();
+        drained?;
         Ok(if self.again.is_empty() {
             Drained::Idle
         } else {
             Drained::LookAgain(LOOK_AGAIN)
         })
+    }
+
+    /// Takes all that has fired.
+    fn drain(&mut self, out: &mut Vec<Pending>) -> Result<()> {
+        if self.suspect {
+            self.all_fired(out)?;
+        }
+        let mut ports = [0; PORTS_AT_ONCE];
+        loop {
+            let fired = self.evtchn.read(&mut ports).map_err(|e| self.events(e))?;
+            match fired {
+                Fired::Ports(0) => return Ok(()),
+                Fired::Ports(count) => {
+                    self.each_fired(ports.iter().take(count).copied(), out)?;
+                    // A vCPU that is answered while we look fires again; the
+                    // descriptor stays readable, so that the loop comes back.
+                    if count < ports.len() {
+                        return Ok(());
+                    }
+                }
+                Fired::Overflow => {
+                    tracing::warn!(domain = %self.dom(), "event channels overflowed");
+                    self.all_fired(out)?;
+                }
+            }
+        }
     }
 
     fn events(&self, source: crate::evtchn::Error) -> Error {
@@ -299,10 +314,28 @@ impl IoreqServer {
         }
     }
 
+    /// Looks at the vCPUs of several ports, whatever becomes of each port: it
+    /// was read and will not be told again.
+    fn each_fired(
+        &mut self,
+        ports: impl IntoIterator<Item = u32>,
+        out: &mut Vec<Pending>,
+    ) -> Result<()> {
+        ports
+            .into_iter()
+            .map(|port| self.fired(port, out))
+            .fold(Ok(()), Result::and)
+    }
+
+    /// After an overflow or a failure any port may have fired, and be masked.
+    fn all_fired(&mut self, out: &mut Vec<Pending>) -> Result<()> {
+        self.each_fired(self.ports(), out)
+    }
+
     /// Unmasks a port, then looks: an event that comes in between is seen
     /// either way.
     fn fired(&mut self, port: u32, out: &mut Vec<Pending>) -> Result<()> {
-        self.evtchn.unmask(port).map_err(|e| self.events(e))?;
+        let unmasked = self.evtchn.unmask(port).map_err(|e| self.events(e));
         let vcpus = self.shared.vcpus();
         let index = (0u32..)
             .zip(vcpus)
@@ -314,16 +347,7 @@ impl IoreqServer {
                 tracing::debug!(domain = %self.dom(), port, "an event of no vCPU");
             }
         }
-        Ok(())
-    }
-
-    /// After an overflow any port may have fired, and be masked.
-    fn look_at_all(&mut self, out: &mut Vec<Pending>) -> Result<()> {
-        tracing::warn!(domain = %self.dom(), "event channels overflowed");
-        for port in self.ports() {
-            self.fired(port, out)?;
-        }
-        Ok(())
+        unmasked
     }
 
     fn look(&mut self, index: u32, out: &mut Vec<Pending>) {
