@@ -8,7 +8,7 @@ use xen::xenstore::{Error as XenstoreError, Event, XenbusState};
 use super::served::ServedDevice;
 use super::{Daemon, RETRY};
 use crate::discovery::{self, Place, Touched};
-use crate::guest::{DeviceKey, GuestEvent};
+use crate::guest::{DeviceKey, GuestError, GuestEvent};
 use crate::logs::report;
 
 /// What is to be looked at after some events.
@@ -178,7 +178,14 @@ impl Daemon {
                 }
             }
             GuestEvent::Removed(key) => return self.removed(&Place { domid, key }),
-            GuestEvent::Failed(error) => tracing::error!("{}", report(&error)),
+            GuestEvent::Failed(error) => {
+                tracing::error!("{}", report(&error));
+                if matches!(error, GuestError::Panic { .. } | GuestError::Host { .. }) {
+                    // served anew when what is left of it has been stopped:
+                    // a claimed window is better than one whose accesses fault
+                    self.stop(domid, "its thread has ended");
+                }
+            }
         }
         Ok(())
     }

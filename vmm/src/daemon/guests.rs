@@ -55,7 +55,7 @@ impl Daemon {
 
     /// Stops a guest on a thread of its own: a queue may take its time, and
     /// the other guests do not wait for it.
-    fn stop(&mut self, domid: DomId, why: &str) {
+    pub(super) fn stop(&mut self, domid: DomId, why: &str) {
         let Some(served) = self.guests.remove(&domid) else {
             return;
         };

@@ -1,0 +1,77 @@
+//! The program as a user calls it: what it says, and how it ends.
+#![allow(missing_docs, clippy::unwrap_used)]
+
+use std::fs;
+use std::process::{Command, Output};
+
+fn xen_dm(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_xen-dm"))
+        .args(arguments)
+        .output()
+        .unwrap()
+}
+
+fn complaint(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[test]
+fn it_tells_its_version() {
+    let output = xen_dm(&["--version"]);
+
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(text.trim(), concat!("xen-dm ", env!("CARGO_PKG_VERSION")));
+    assert!(output.status.success());
+}
+
+#[test]
+fn help_lists_the_exit_codes() {
+    let text = String::from_utf8(xen_dm(&["--help"]).stdout).unwrap();
+
+    assert!(text.contains("3  configuration refused"), "{text}");
+}
+
+#[test]
+fn a_command_line_that_is_none_ends_with_2() {
+    assert_eq!(xen_dm(&["deamon"]).status.code(), Some(2));
+}
+
+#[test]
+fn a_configuration_that_is_refused_ends_with_3_before_anything_is_touched() {
+    let directory = tempfile::tempdir().unwrap();
+    let (file, state) = (
+        directory.path().join("bad.toml"),
+        directory.path().join("state"),
+    );
+    fs::write(&file, format!("state-dir = {state:?}\n\nunknown-key = 1\n")).unwrap();
+
+    let output = xen_dm(&["daemon", "--config", file.to_str().unwrap()]);
+
+    let text = complaint(&output);
+    assert_eq!(output.status.code(), Some(3), "{text}");
+    assert!(
+        text.contains("bad.toml, line 3") && text.contains("unknown-key"),
+        "{text}"
+    );
+    assert!(!state.exists());
+}
+
+#[test]
+fn a_configuration_that_is_not_there_ends_with_3() {
+    let output = xen_dm(&["daemon", "--config", "/nonexistent/xen-dm.toml"]);
+
+    assert_eq!(output.status.code(), Some(3));
+    assert!(complaint(&output).contains("/nonexistent/xen-dm.toml"));
+}
+
+#[test]
+fn a_log_filter_that_is_none_ends_with_3() {
+    let output = Command::new(env!("CARGO_BIN_EXE_xen-dm"))
+        .arg("daemon")
+        .env("XEN_DM_LOG", "vmm=loud")
+        .output()
+        .unwrap();
+
+    assert_eq!(output.status.code(), Some(3));
+    assert!(complaint(&output).contains("XEN_DM_LOG"));
+}
