@@ -10,7 +10,9 @@ use devices::virtio::Device;
 use tempfile::TempDir;
 use vmm::demo::guest::hal::enter;
 use vmm::demo::guest::{Addresses, Disk, DriverMemory, Pattern, Registers};
-use vmm::guest::{DeviceKey, DeviceSlot, Guest, GuestConfig, GuestEvent, MmioWindow, SLOT_SIZE};
+use vmm::guest::{
+    DeviceKey, DeviceSlot, EventMode, Guest, GuestConfig, GuestEvent, MmioWindow, SLOT_SIZE,
+};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use xen::Host;
 use xen::fake::{Domain, DomainConfig, GuestHeap, Machine, MachineConfig, Vcpu};
@@ -52,6 +54,9 @@ pub struct Setup {
     pub domain: DomainConfig,
     /// First frame of the driver's heap.
     pub heap: u64,
+    /// How events pass.
+    pub events: EventMode,
+    /// Whatever else.
     pub guest: fn(&mut GuestConfig),
 }
 
@@ -61,6 +66,7 @@ impl Default for Setup {
             machine: MachineConfig::default(),
             domain: DomainConfig::with_memory(64 << 20).vcpus(2),
             heap: 0x40000,
+            events: EventMode::Auto,
             guest: |_| {},
         }
     }
@@ -85,6 +91,7 @@ impl Stand {
         let heap = GuestHeap::new(&domain, setup.heap, HEAP).unwrap();
         let wake = EventFd::new(EFD_NONBLOCK).unwrap();
         let mut config = GuestConfig::new(domain.id(), "tested");
+        config.events = setup.events;
         (setup.guest)(&mut config);
         let host = Host::Fake(machine.clone());
         let guest = Guest::start(&host, config, wake.try_clone().unwrap()).unwrap();

@@ -90,7 +90,7 @@ pub(super) fn stop_under_load(bench: &mut Bench) {
         let held = census[&bench.stand.domain.id()];
         assert_eq!(held.mapped_grants, 0);
         assert_eq!(held.foreign_pages, 0);
-        assert_eq!(held.irqfds, 0);
+        assert_eq!((held.irqfds, held.ioeventfds), (0, 0));
         // the guest finds an empty slot, and frees what the device has let go
         assert_eq!(bench.driver.get(Register::DeviceId), 0);
         bench.driver.kick(&queue);

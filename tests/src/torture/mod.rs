@@ -1,7 +1,6 @@
 //! What every device has to endure.
 //!
-//! A table of cases, each applied to every [`Subject`] and to both kinds of
-//! addresses. After each case the device works again after a reset, no vCPU
+//! A table of cases, each applied to every [`Subject`] by every one of [`WAYS`]. After each case the device works again after a reset, no vCPU
 //! has waited in vain, nothing was written to memory that the guest had freed,
 //! no grant was found in use, and at the end nothing of the guest's is held.
 
@@ -12,9 +11,11 @@ mod registers;
 use std::time::Duration;
 
 use vmm::demo::guest::{Addresses, Pattern, within};
+use vmm::guest::EventMode;
+use xen::fake::MachineConfig;
 
 use crate::raw::{RawDriver, RawQueue, Request, Shared};
-use crate::stand::{Place, Stand};
+use crate::stand::{Place, Setup, Stand};
 use crate::subjects::{SUBJECTS, Subject};
 
 /// One case, on one device.
@@ -42,23 +43,37 @@ pub const CASES: &[(&str, Case)] = &[
 /// sooner.
 const LIMIT: Duration = Duration::from_secs(120);
 
-/// Applies the case of a name to every device, by both kinds of addresses.
+/// How drivers name memory, and how interrupts and kicks pass.
+pub const WAYS: [(Addresses, EventMode); 3] = [
+    (Addresses::Grants, EventMode::Auto),
+    (Addresses::Plain, EventMode::Plain),
+    (Addresses::Grants, EventMode::Ioeventfd),
+];
+
+/// How long the kernel holds a request that it looks at for an ioeventfd: long
+/// enough to be seen.
+const LINGER: Duration = Duration::from_micros(20);
+
+/// Applies the case of a name to every device, in every way.
 pub fn torture(name: &str) {
     let (_, case) = CASES
         .iter()
         .find(|(known, _)| *known == name)
         .expect("a case of that name");
     for subject in SUBJECTS {
-        for addresses in [Addresses::Grants, Addresses::Plain] {
+        for (addresses, events) in WAYS {
             let case = *case;
             let run = move || {
-                let mut bench = Bench::new(subject, addresses);
+                let mut bench = Bench::new(subject, addresses, events);
                 case(&mut bench);
                 bench.works();
                 bench.stand.finish();
             };
             if let Err(error) = within("the case", LIMIT, run) {
-                panic!("{name}, {}, {addresses:?}: {error}", subject.kind);
+                panic!(
+                    "{name}, {}, {addresses:?}, {events:?}: {error}",
+                    subject.kind
+                );
             }
         }
     }
@@ -77,8 +92,18 @@ pub struct Bench {
 pub const RING: u16 = 64;
 
 impl Bench {
-    fn new(subject: &'static Subject, addresses: Addresses) -> Self {
-        let stand = Stand::new();
+    fn new(subject: &'static Subject, addresses: Addresses, events: EventMode) -> Self {
+        let stand = Stand::with(Setup {
+            machine: MachineConfig {
+                ioeventfd_linger: match events {
+                    EventMode::Ioeventfd => LINGER,
+                    _ => Duration::ZERO,
+                },
+                ..MachineConfig::default()
+            },
+            events,
+            ..Setup::default()
+        });
         let place = stand.add(0, addresses, (subject.make)(&stand, 0));
         let driver = stand.raw(&place, 0);
         Bench {
