@@ -42,7 +42,8 @@ host_need() {
 need_cargo() {
   local have
   if ! command -v cargo >/dev/null || ! command -v rustc >/dev/null; then
-    host_need cargo-web rustc-web gcc libc6-dev
+    say "no Rust on this machine: Debian's rustc-web is taken (of bookworm-security)"
+    host_need cargo-web rustc-web gcc libc6-dev ca-certificates
   fi
   have=$(cd "$PROJECT" && cargo --version | cut -d' ' -f2)
   [ "$(printf '%s\n' "$MINIMUM_CARGO" "$have" | sort -V | head -n 1)" = "$MINIMUM_CARGO" ] ||

@@ -30,7 +30,7 @@ need_rust_aarch64() {
       fi
     fi
     rm -f "$memory"
-    say "aarch64 Rust: way '$way' does not work here"
+    say "aarch64 Rust: not by way of '$way' on this machine"
   done
   die "no way to aarch64 Rust works here (tried: $ways). 'rustup target add $RUST_TARGET' where rustup reaches its server; otherwise look at $LAB_CACHE/logs"
 }
