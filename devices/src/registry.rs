@@ -1,9 +1,11 @@
-//! The table of devices: what there is, and how each is made from its spec.
+//! The table of devices: what there is, how each is configured, and how it is
+//! made.
 //!
 //! Adding a device adds a line to the table and a folder beside this file.
-//! The control plane makes devices here; tests go through the table, so that
-//! no device is left out.
+//! The control plane reads configurations and makes devices here; tests go
+//! through the table, so that no device is left out.
 
+use serde::{Deserialize, Deserializer};
 use thiserror::Error;
 
 use crate::blk::{self, BlkDevice};
@@ -19,9 +21,80 @@ pub struct Kind {
 }
 
 macro_rules! table {
-    ($($variant:ident, $name:literal, $device_type:expr, $spec:ty, $open:path, $error:ty;)*) => {
+    ($(
+        $variant:ident, $name:literal, $device_type:expr,
+        $config:ty, $invalid:ty,
+        $spec:ty, $open:path, $error:ty;
+    )*) => {
         /// Every kind, in the order of the table.
         pub const KINDS: &[Kind] = &[$(Kind { name: $name, device_type: $device_type }),*];
+
+        /// A device as its user describes it: in a file, a table under the
+        /// kind's name.
+        #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+        #[non_exhaustive]
+        pub enum DeviceConfig {
+            $(
+                #[doc = concat!("A `", $name, "`.")]
+                #[serde(rename = $name)]
+                $variant($config),
+            )*
+        }
+
+        /// A configuration that no device of its kind can have. The text names
+        /// the key and its value.
+        #[derive(Debug, PartialEq, Eq, Error)]
+        #[non_exhaustive]
+        pub enum ConfigError {
+            $(
+                #[doc = concat!("Of a `", $name, "`.")]
+                #[error(transparent)]
+                $variant(#[from] $invalid),
+            )*
+        }
+
+        impl ConfigError {
+            /// The key whose value it is about.
+            #[must_use]
+            pub fn key(&self) -> &'static str {
+                match self {
+                    $(Self::$variant(error) => error.key(),)*
+                }
+            }
+        }
+
+        impl DeviceConfig {
+            /// Reads the keys of a device whose kind is known already.
+            ///
+            /// # Errors
+            /// A kind or a key that does not exist, or a value of the wrong
+            /// type.
+            pub fn read<'de, D: Deserializer<'de>>(kind: &str, keys: D) -> Result<Self, D::Error> {
+                match kind {
+                    $($name => <$config>::deserialize(keys).map(Self::$variant),)*
+                    other => Err(serde::de::Error::unknown_variant(other, &[$($name),*])),
+                }
+            }
+
+            /// Its kind.
+            #[must_use]
+            pub fn kind(&self) -> Kind {
+                match self {
+                    $(Self::$variant(_) => Kind { name: $name, device_type: $device_type },)*
+                }
+            }
+
+            /// Checks everything that can be checked without touching the
+            /// host.
+            ///
+            /// # Errors
+            /// [`ConfigError`], about the first key that is wrong.
+            pub fn validate(self) -> Result<DeviceSpec, ConfigError> {
+                match self {
+                    $(Self::$variant(config) => Ok(DeviceSpec::$variant(config.validate()?)),)*
+                }
+            }
+        }
 
         /// A device to be made: its kind and its checked, immutable spec.
         #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,13 +137,19 @@ macro_rules! table {
     };
 }
 
-// variant, name, virtio device id, spec, how it is made, why it may not be
+// variant, name, virtio device id,
+//     what its user says, why that may be wrong (with `key()`),
+//     spec, how it is made, why it may not be
 table! {
-    Blk, "blk", DeviceType::BLOCK, blk::BlkSpec, BlkDevice::open, blk::ImageError;
+    Blk, "blk", DeviceType::BLOCK,
+        blk::BlkConfig, blk::ConfigError,
+        blk::BlkSpec, BlkDevice::open, blk::ImageError;
 }
 
 #[cfg(test)]
 mod tests {
+    use serde::de::value::MapDeserializer;
+
     use super::*;
 
     #[test]
@@ -90,14 +169,45 @@ mod tests {
     fn a_device_is_of_the_type_the_table_says() {
         let image = tempfile::NamedTempFile::new().unwrap();
         image.as_file().set_len(4096).unwrap();
-        let spec = blk::BlkConfig::new(image.path()).validate().unwrap();
-        let spec = DeviceSpec::Blk(spec);
+        let config = DeviceConfig::Blk(blk::BlkConfig::new(image.path()));
+        let spec = config.clone().validate().unwrap();
 
         let kind = spec.kind();
         let device = spec.open().unwrap();
 
         assert_eq!(device.device_type(), kind.device_type);
+        assert_eq!(config.kind(), kind);
         assert_eq!(kind.name, "blk");
+    }
+
+    #[test]
+    fn a_device_is_read_by_the_name_of_its_kind() {
+        let keys = || {
+            let keys = [("path", "/disk.img")].into_iter();
+            MapDeserializer::<_, serde::de::value::Error>::new(keys)
+        };
+
+        let disk = DeviceConfig::read("blk", keys()).unwrap();
+        let unknown = DeviceConfig::read("disk", keys()).unwrap_err().to_string();
+
+        assert_eq!(disk, DeviceConfig::Blk(blk::BlkConfig::new("/disk.img")));
+        assert!(
+            unknown.contains("disk") && unknown.contains("blk"),
+            "{unknown}"
+        );
+    }
+
+    #[test]
+    fn a_value_that_cannot_be_names_its_key() {
+        let config = blk::BlkConfig {
+            queue_size: 3,
+            ..blk::BlkConfig::new("/disk.img")
+        };
+
+        let error = DeviceConfig::Blk(config).validate().unwrap_err();
+
+        assert_eq!(error.key(), "queue-size");
+        assert!(error.to_string().contains("queue-size 3"));
     }
 
     #[test]

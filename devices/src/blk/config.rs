@@ -109,6 +109,21 @@ pub enum ConfigError {
     },
 }
 
+impl ConfigError {
+    /// The key that it is about.
+    #[must_use]
+    pub fn key(&self) -> &'static str {
+        match self {
+            ConfigError::NoPath => "path",
+            ConfigError::Serial(_) => "serial",
+            ConfigError::QueueSize(_) => "queue-size",
+            ConfigError::Queues(_) => "queues",
+            ConfigError::LogicalBlock(_) => "logical-block-size",
+            ConfigError::PhysicalBlock { .. } => "physical-block-size",
+        }
+    }
+}
+
 impl BlkConfig {
     /// A disk on `path` with everything else at its default.
     pub fn new(path: impl Into<PathBuf>) -> Self {
