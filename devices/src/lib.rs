@@ -11,6 +11,7 @@
 
 pub mod blk;
 pub mod registry;
+pub mod rng;
 pub mod virtio;
 
 #[cfg(test)]

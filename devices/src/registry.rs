@@ -9,6 +9,7 @@ use serde::{Deserialize, Deserializer};
 use thiserror::Error;
 
 use crate::blk::{self, BlkDevice};
+use crate::rng::{self, RngDevice};
 use crate::virtio::{Device, DeviceType};
 
 /// A kind of device.
@@ -144,6 +145,9 @@ table! {
     Blk, "blk", DeviceType::BLOCK,
         blk::BlkConfig, blk::ConfigError,
         blk::BlkSpec, BlkDevice::open, blk::ImageError;
+    Rng, "rng", DeviceType::ENTROPY,
+        rng::RngConfig, rng::ConfigError,
+        rng::RngSpec, RngDevice::open, rng::SourceError;
 }
 
 #[cfg(test)]

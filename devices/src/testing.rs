@@ -6,8 +6,10 @@
 
 use std::collections::HashSet;
 use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use swiotlb::range::GRANT_BIT;
 use swiotlb::{
@@ -18,6 +20,7 @@ use virtio_bindings::virtio_ring::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRI
 use vm_memory::{
     GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, VolatileSlice,
 };
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use zerocopy::IntoBytes;
 
 use crate::virtio::queue::{Descriptor, QueueStats};
@@ -278,6 +281,17 @@ impl Interrupt for Line {
         self.0.fetch_add(1, Ordering::SeqCst);
         Ok(())
     }
+}
+
+/// Whether something becomes readable within `patience`.
+pub fn readable(fd: BorrowedFd<'_>, patience: Duration) -> bool {
+    let epoll = Epoll::new().unwrap();
+    let event = EpollEvent::new(EventSet::IN, 0);
+    epoll
+        .ctl(ControlOperation::Add, fd.as_raw_fd(), event)
+        .unwrap();
+    let patience = i32::try_from(patience.as_millis()).unwrap();
+    epoll.wait(patience, &mut [event]).unwrap() > 0
 }
 
 /// One buffer of a chain.

@@ -3,6 +3,8 @@
 //! One entry for each kind of the registry; a test sees to it that none is
 //! missing.
 
+use devices::registry::DeviceSpec;
+use devices::rng::RngConfig;
 use devices::virtio::Device;
 use vmm::demo::guest::Pattern;
 
@@ -24,13 +26,22 @@ pub struct Subject {
 }
 
 /// Every kind.
-pub const SUBJECTS: &[Subject] = &[Subject {
-    kind: "blk",
-    make: make_disk,
-    queue: 0,
-    request: disk_request,
-    is_answer: is_disk_answer,
-}];
+pub const SUBJECTS: &[Subject] = &[
+    Subject {
+        kind: "blk",
+        make: make_disk,
+        queue: 0,
+        request: disk_request,
+        is_answer: is_disk_answer,
+    },
+    Subject {
+        kind: "rng",
+        make: make_rng,
+        queue: 0,
+        request: rng_request,
+        is_answer: is_rng_answer,
+    },
+];
 
 /// Bytes of the disk.
 const DISK: usize = 1 << 20;
@@ -71,4 +82,27 @@ fn is_disk_answer(_request: &Request, written: &[Vec<u8>]) -> bool {
         [data, status] => status == &[0] && data.iter().all(|byte| *byte == 0x5a),
         _ => false,
     }
+}
+
+fn make_rng(_stand: &Stand, _number: u32) -> Box<dyn Device> {
+    let spec = RngConfig::default().validate().unwrap();
+    DeviceSpec::Rng(spec).open().unwrap()
+}
+
+/// One to four buffers for random bytes, each large enough not to be zero by
+/// accident. virtio 1.3 §5.4.6
+fn rng_request(pattern: &mut Pattern) -> Request {
+    let buffers = 1 + pattern.below(4);
+    Request {
+        readable: Vec::new(),
+        writable: (0..buffers)
+            .map(|_| 16 + pattern.below(2048) as usize)
+            .collect(),
+    }
+}
+
+fn is_rng_answer(_request: &Request, written: &[Vec<u8>]) -> bool {
+    written
+        .iter()
+        .all(|bytes| bytes.iter().any(|byte| *byte != 0))
 }

@@ -15,6 +15,10 @@ impl DeviceType {
     pub const NONE: DeviceType = DeviceType(0);
     /// A block device. virtio 1.3 §5.2
     pub const BLOCK: DeviceType = DeviceType(2);
+    /// A console. virtio 1.3 §5.3
+    pub const CONSOLE: DeviceType = DeviceType(3);
+    /// A source of entropy. virtio 1.3 §5.4
+    pub const ENTROPY: DeviceType = DeviceType(4);
 }
 
 /// Why a device could not start a queue: a host's failure, told to the guest
@@ -56,6 +60,13 @@ pub trait Device: Send {
 
     /// The device was reset: all its queues were given back.
     fn reset(&mut self) {}
+
+    /// What the device has done so far, by names of its own: what its requests
+    /// were and how they ended. They outlive resets. Names are snake_case and
+    /// stay what they are, for scripts read them.
+    fn statistics(&self) -> Vec<(&'static str, u64)> {
+        Vec::new()
+    }
 }
 
 /// Serves one queue, on the worker thread that owns the queue.

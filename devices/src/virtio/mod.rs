@@ -1,10 +1,13 @@
 //! What all virtio devices share.
 
+pub(crate) mod counters;
 pub mod device;
 pub mod features;
 pub mod interrupt;
+pub mod log_limit;
 pub mod mmio;
 pub mod queue;
+pub mod timer;
 pub mod worker;
 
 pub use device::{Device, DeviceError, DeviceType, DmaProvider, QueueHandler};

@@ -15,7 +15,8 @@ use std::num::Wrapping;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use swiotlb::{Access, Dma, Done, Fault, Range, Transfer};
+use smallvec::SmallVec;
+use swiotlb::{Access, Dma, Done, Fault, Job, Need, Range, Transfer};
 use thiserror::Error;
 use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
 use virtio_queue::{Queue, QueueT};
@@ -150,6 +151,8 @@ impl Head {
 /// Counters of one queue; written by its worker.
 #[derive(Debug, Default)]
 pub struct QueueStats {
+    /// Kicks, by whichever way they came. Kicks that came together count each.
+    pub kicks: AtomicU64,
     /// Chains taken.
     pub taken: AtomicU64,
     /// Chains pushed.
@@ -351,6 +354,37 @@ impl ActiveQueue {
             .written
             .fetch_add(u64::from(written), Ordering::Relaxed);
         Ok(())
+    }
+
+    /// Shows a request for which nothing was ever lent: its bytes went through
+    /// [`Dma::transfer`]. Whoever still has the head has made no [`Job`] of it.
+    ///
+    /// # Errors
+    /// As [`ActiveQueue::push`].
+    pub fn push_copied(&mut self, head: Head, written: u32) -> Result<(), QueueError> {
+        let job = Job {
+            token: head,
+            ranges: SmallVec::new(),
+        };
+        let mut flights = Vec::new();
+        for mapped in self.dma.map([job], Need::COPY) {
+            match mapped {
+                Ok(mapped) => flights.push(mapped.submit()),
+                Err(rejected) => {
+                    let (done, _) = self.dma.reject(rejected);
+                    self.push(done, written)?;
+                }
+            }
+        }
+        for done in self.dma.finish(&mut flights) {
+            self.push(done, written)?;
+        }
+        Ok(())
+    }
+
+    /// The device's configuration space has changed: tells the guest.
+    pub fn config_changed(&self) {
+        self.notifier.config_changed();
     }
 
     /// Interrupts the guest if it wants to hear of what was pushed.

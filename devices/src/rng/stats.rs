@@ -1,0 +1,19 @@
+//! What a source of entropy has done, counted. Written by its worker, read by
+//! anyone.
+
+use crate::virtio::counters::counters;
+
+counters! {
+    /// Counters of one source of entropy. They outlive resets.
+    RngStats, RngStatsSnapshot;
+    /// Chains that were answered with random bytes.
+    requests,
+    /// Random bytes given to the guest.
+    bytes,
+    /// Times that chains had to wait for the rate limit.
+    limited,
+    /// Times that the source had nothing to give.
+    starved,
+    /// Chains without room for a single byte.
+    bad_requests,
+}
