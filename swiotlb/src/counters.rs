@@ -4,6 +4,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::fault::BounceReason;
+
 macro_rules! counters {
     ($($(#[$doc:meta])* $name:ident,)*) => {
         /// Counters of one data path. Relaxed words: a reader may see a batch
@@ -33,8 +35,16 @@ counters! {
     direct,
     /// Ranges that were reached by mapping their grants.
     granted,
-    /// Ranges that had to be bounced.
+    /// Ranges that had to be bounced, for whatever reason.
     bounced,
+    /// Of these: their pages cannot be pinned.
+    bounced_pinned,
+    /// Of these: not contiguous.
+    bounced_straddles,
+    /// Of these: not aligned as the consumer needs it.
+    bounced_misaligned,
+    /// Of these: above the consumer's limit.
+    bounced_limit,
     /// Requests refused because a range could not be reached.
     rejected,
     /// Ranges that were looked up frame by frame or chunk by chunk.
@@ -51,6 +61,19 @@ counters! {
     loans_split,
     /// Loans that the host did not take back cleanly.
     loans_lost,
+}
+
+impl Counters {
+    /// Counts a range that has to be bounced.
+    pub(crate) fn bounce(&self, reason: BounceReason) {
+        self.bounced.add(1);
+        match reason {
+            BounceReason::Pinned => self.bounced_pinned.add(1),
+            BounceReason::Straddles => self.bounced_straddles.add(1),
+            BounceReason::Misaligned(_) => self.bounced_misaligned.add(1),
+            BounceReason::Limit(_) => self.bounced_limit.add(1),
+        }
+    }
 }
 
 /// One counter.

@@ -262,9 +262,9 @@ impl Dma {
         if let Some(loan) = loan {
             holds.push(Hold::Loan(loan));
         }
-        if let Err(fault) = check_segments(&segments, need) {
-            self.counters.bounced.add(1);
-            return Err(Rejected::new(token, fault));
+        if let Err((address, reason)) = check_segments(&segments, need) {
+            self.counters.bounce(reason);
+            return Err(Rejected::new(token, Fault::NoPool { address, reason }));
         }
         self.counters.segments.add(segments.len());
         Ok(Mapped::new(token, segments, holds))
@@ -272,7 +272,7 @@ impl Dma {
 
     /// There is no pool behind this path: what must be bounced is refused.
     fn bounce(&self, range: Range, reason: BounceReason) -> Fault {
-        self.counters.bounced.add(1);
+        self.counters.bounce(reason);
         Fault::NoPool {
             address: range.address(),
             reason,
@@ -349,8 +349,9 @@ fn split(bytes: TransferBytes<'_>, at: usize) -> (TransferBytes<'_>, TransferByt
     }
 }
 
-/// Whether the consumer can use these segments as they are.
-fn check_segments(segments: &[Segment], need: Need) -> Result<(), Fault> {
+/// Whether the consumer can use these segments as they are; else where not,
+/// and why.
+fn check_segments(segments: &[Segment], need: Need) -> Result<(), (u64, BounceReason)> {
     for segment in segments {
         let address = segment.address() as u64;
         let last = address.saturating_add((segment.len() as u64).saturating_sub(1));
@@ -359,7 +360,7 @@ fn check_segments(segments: &[Segment], need: Need) -> Result<(), Fault> {
             _ if !segment.is_aligned(need.align) => BounceReason::Misaligned(need.align),
             _ => continue,
         };
-        return Err(Fault::NoPool { address, reason });
+        return Err((address, reason));
     }
     Ok(())
 }

@@ -411,7 +411,8 @@ fn a_consumer_that_pins_pages_is_refused_foreign_and_granted_memory() {
             }
         ));
     }
-    assert_eq!(dma.counters().snapshot().bounced, 2);
+    let counted = dma.counters().snapshot();
+    assert_eq!((counted.bounced, counted.bounced_pinned), (2, 2));
 }
 
 #[test]
@@ -436,6 +437,7 @@ fn a_consumer_of_one_piece_is_refused_a_range_that_straddles() {
         }
     ));
     assert!(results[1].is_ok());
+    assert_eq!(dma.counters().snapshot().bounced_straddles, 1);
 }
 
 #[test]
@@ -460,6 +462,9 @@ fn alignment_is_checked_on_the_consumers_side() {
             ..
         }
     ));
+    let counted = dma.counters().snapshot();
+    assert_eq!((counted.bounced, counted.bounced_misaligned), (1, 1));
+    assert_eq!((counted.bounced_pinned, counted.bounced_limit), (0, 0));
 }
 
 #[test]
