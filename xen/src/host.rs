@@ -3,6 +3,7 @@
 //! Made once at start by the control thread; what it opens goes to whoever
 //! serves a guest.
 
+use std::fs::OpenOptions;
 use std::io;
 use std::path::Path;
 
@@ -10,6 +11,7 @@ use thiserror::Error;
 
 use crate::evtchn::Evtchn;
 use crate::fake;
+use crate::features::FeatureWord;
 use crate::gntdev::Gntdev;
 use crate::privcmd::Privcmd;
 use crate::sys;
@@ -17,15 +19,68 @@ use crate::xenstore::{self, Xenstore};
 
 /// Where Linux says that it runs on Xen.
 const HYPERVISOR_TYPE: &str = "/sys/hypervisor/type";
+/// Where Linux tells Xen's version, without privilege.
+const VERSION: &str = "/sys/hypervisor/version";
+/// Where Linux tells how many grants one map request may name.
+const GNTDEV_LIMIT: &str = "/sys/module/xen_gntdev/parameters/limit";
 
-/// Why a device file could not be opened.
+/// A device file of Xen's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum HostFile {
+    /// Hypercalls and foreign memory.
+    Privcmd,
+    /// Grants of other domains.
+    Gntdev,
+    /// Event channels.
+    Evtchn,
+    /// Grants of this domain's own pages, which no device model needs.
+    Gntalloc,
+    /// xenstore through the kernel.
+    Xenbus,
+}
+
+impl HostFile {
+    /// Every one of them.
+    pub const ALL: [HostFile; 5] = [
+        HostFile::Privcmd,
+        HostFile::Gntdev,
+        HostFile::Evtchn,
+        HostFile::Gntalloc,
+        HostFile::Xenbus,
+    ];
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(self) -> &'static str {
+        match self {
+            HostFile::Privcmd => sys::privcmd::PATH,
+            HostFile::Gntdev => sys::gntdev::PATH,
+            HostFile::Evtchn => sys::evtchn::PATH,
+            HostFile::Gntalloc => "/dev/xen/gntalloc",
+            HostFile::Xenbus => "/dev/xen/xenbus",
+        }
+    }
+
+    /// The kernel module that brings it, where it is not built in.
+    #[must_use]
+    pub fn module(self) -> &'static str {
+        match self {
+            HostFile::Privcmd => "xen-privcmd",
+            HostFile::Gntdev => "xen-gntdev",
+            HostFile::Evtchn => "xen-evtchn",
+            HostFile::Gntalloc => "xen-gntalloc",
+            // built in, where there is Xen at all
+            HostFile::Xenbus => "xenfs",
+        }
+    }
+}
+
+/// Why a device file could not be opened. The text says what is wrong and
+/// then, as [`OpenError::remedy`] alone does, what helps.
 #[derive(Debug, Error)]
 pub enum OpenError {
     /// The kernel does not run on Xen.
-    #[error(
-        "{path} is missing and this kernel does not run on Xen ({HYPERVISOR_TYPE} does not say \
-         \"xen\"): boot it under Xen, or try `xen-dm demo`, which needs none"
-    )]
+    #[error("{}: {}", self.problem(), self.remedy())]
     NotOnXen {
         /// The file wanted.
         path: &'static str,
@@ -33,7 +88,7 @@ pub enum OpenError {
         source: io::Error,
     },
     /// On Xen, but the driver is not there.
-    #[error("{path} is missing: load the kernel module {module} (`modprobe {module}`)")]
+    #[error("{}: {}", self.problem(), self.remedy())]
     NoDriver {
         /// The file wanted.
         path: &'static str,
@@ -43,7 +98,7 @@ pub enum OpenError {
         source: io::Error,
     },
     /// EACCES or EPERM.
-    #[error("{path} may not be opened: run as root, or as a user that the file's mode lets in")]
+    #[error("{}: {}", self.problem(), self.remedy())]
     NoPermission {
         /// The file wanted.
         path: &'static str,
@@ -51,13 +106,47 @@ pub enum OpenError {
         source: io::Error,
     },
     /// Everything else.
-    #[error("{path} could not be opened")]
+    #[error("{}", self.problem())]
     Failed {
         /// The file wanted.
         path: &'static str,
         /// What opening it gave.
         source: io::Error,
     },
+}
+
+/// What helps where there is no Xen.
+pub const BOOT_XEN: &str = "boot it under Xen, or try `xen-dm demo`, which needs none";
+
+impl OpenError {
+    /// What is wrong.
+    #[must_use]
+    pub fn problem(&self) -> String {
+        match self {
+            OpenError::NotOnXen { path, .. } => format!(
+                "{path} is missing and this kernel does not run on Xen ({HYPERVISOR_TYPE} does \
+                 not say \"xen\")"
+            ),
+            OpenError::NoDriver { path, .. } => format!("{path} is missing"),
+            OpenError::NoPermission { path, .. } => format!("{path} may not be opened"),
+            OpenError::Failed { path, .. } => format!("{path} could not be opened"),
+        }
+    }
+
+    /// What helps; nothing where that is not known.
+    #[must_use]
+    pub fn remedy(&self) -> String {
+        match self {
+            OpenError::NotOnXen { .. } => BOOT_XEN.to_owned(),
+            OpenError::NoDriver { module, .. } => {
+                format!("load the kernel module {module} (`modprobe {module}`)")
+            }
+            OpenError::NoPermission { .. } => {
+                "run as root, or as a user that the file's mode lets in".to_owned()
+            }
+            OpenError::Failed { .. } => String::new(),
+        }
+    }
 }
 
 impl OpenError {
@@ -99,7 +188,7 @@ impl Host {
             Host::Kernel => sys::privcmd::PrivcmdFile::open().map(Privcmd::kernel),
             Host::Fake(machine) => machine.open_privcmd().map(Privcmd::fake),
         }
-        .map_err(|e| self.error(sys::privcmd::PATH, "xen-privcmd", e))
+        .map_err(|e| self.error(HostFile::Privcmd, e))
     }
 
     /// Opens grants.
@@ -111,7 +200,7 @@ impl Host {
             Host::Kernel => sys::gntdev::GntdevFile::open().map(Gntdev::kernel),
             Host::Fake(machine) => machine.open_gntdev().map(Gntdev::fake),
         }
-        .map_err(|e| self.error(sys::gntdev::PATH, "xen-gntdev", e))
+        .map_err(|e| self.error(HostFile::Gntdev, e))
     }
 
     /// Opens event channels; every open file has a queue of its own.
@@ -123,7 +212,23 @@ impl Host {
             Host::Kernel => sys::evtchn::EvtchnFile::open().map(Evtchn::kernel),
             Host::Fake(machine) => machine.open_evtchn().map(Evtchn::fake),
         }
-        .map_err(|e| self.error(sys::evtchn::PATH, "xen-evtchn", e))
+        .map_err(|e| self.error(HostFile::Evtchn, e))
+    }
+
+    /// Opens a device file and closes it again: whether that works.
+    ///
+    /// # Errors
+    /// As [`OpenError`] says.
+    pub fn probe(&self, file: HostFile) -> Result<()> {
+        match self {
+            Host::Kernel => OpenOptions::new()
+                .read(true)
+                .write(true)
+                .open(file.path())
+                .map(drop),
+            Host::Fake(machine) => machine.open(file),
+        }
+        .map_err(|e| self.error(file, e))
     }
 
     /// Connects to xenstored; the connection is made anew when it is lost.
@@ -131,24 +236,79 @@ impl Host {
     /// # Errors
     /// [`xenstore::Error::Unavailable`] tells what was tried.
     pub fn connect_xenstore(&self) -> std::result::Result<Xenstore, xenstore::Error> {
+        self.connect_xenstore_with(xenstore::Options::default())
+    }
+
+    /// As [`Host::connect_xenstore`], with options.
+    ///
+    /// # Errors
+    /// As [`Host::connect_xenstore`].
+    pub fn connect_xenstore_with(
+        &self,
+        options: xenstore::Options,
+    ) -> std::result::Result<Xenstore, xenstore::Error> {
         match self {
-            Host::Kernel => Xenstore::open(),
+            Host::Kernel => Xenstore::open_with(options),
             Host::Fake(machine) => {
                 let machine = machine.clone();
-                Xenstore::with_connector(
-                    move || machine.xenstore_stream(),
-                    xenstore::Options::default(),
-                )
+                Xenstore::with_connector(move || machine.xenstore_stream(), options)
             }
         }
     }
 
-    fn error(&self, path: &'static str, module: &'static str, source: io::Error) -> OpenError {
-        let on_xen = match self {
+    /// Whether this kernel runs on Xen.
+    #[must_use]
+    pub fn is_on_xen(&self) -> bool {
+        match self {
             Host::Kernel => is_xen(Path::new(HYPERVISOR_TYPE)) || Path::new("/proc/xen").exists(),
-            Host::Fake(_) => true,
-        };
-        OpenError::new(path, module, on_xen, source)
+            Host::Fake(machine) => machine.config().on_xen,
+        }
+    }
+
+    /// Xen's version as far as it is told without privilege, such as `4.20.1`.
+    #[must_use]
+    pub fn xen_version(&self) -> Option<String> {
+        match self {
+            Host::Kernel => {
+                let part = |name| {
+                    let text = std::fs::read_to_string(Path::new(VERSION).join(name)).ok()?;
+                    Some(text.trim().to_owned())
+                };
+                let extra = part("extra").unwrap_or_default();
+                Some(format!("{}.{}{extra}", part("major")?, part("minor")?))
+            }
+            Host::Fake(machine) => {
+                let (major, minor) = machine.config().version;
+                Some(format!("{major}.{minor}"))
+            }
+        }
+    }
+
+    /// This domain's feature word, as far as it is told without privilege.
+    ///
+    /// # Errors
+    /// As [`FeatureWord::of_this_domain`].
+    pub fn features(&self) -> io::Result<FeatureWord> {
+        match self {
+            Host::Kernel => FeatureWord::of_this_domain(),
+            Host::Fake(machine) => Ok(FeatureWord::from_raw(machine.config().features)),
+        }
+    }
+
+    /// Grants that one map request to gntdev may name, where the kernel tells.
+    #[must_use]
+    pub fn gntdev_limit(&self) -> Option<usize> {
+        match self {
+            Host::Kernel => {
+                let text = std::fs::read_to_string(GNTDEV_LIMIT).ok()?;
+                text.trim().parse().ok()
+            }
+            Host::Fake(machine) => Some(machine.config().gntdev_limit),
+        }
+    }
+
+    fn error(&self, file: HostFile, source: io::Error) -> OpenError {
+        OpenError::new(file.path(), file.module(), self.is_on_xen(), source)
     }
 }
 
@@ -188,6 +348,64 @@ mod tests {
 
         assert!(matches!(error, OpenError::NoPermission { .. }));
         assert!(error.to_string().contains("run as root"));
+    }
+
+    #[test]
+    fn a_file_of_the_fake_is_as_closed_as_its_machine_says() {
+        let machine = fake::Machine::with_config(fake::MachineConfig {
+            closed_files: vec![
+                (HostFile::Gntdev, libc::ENOENT),
+                (HostFile::Evtchn, libc::EACCES),
+            ],
+            ..fake::MachineConfig::default()
+        });
+        let host = Host::Fake(machine.unwrap());
+
+        let probed = HostFile::ALL.map(|file| host.probe(file));
+
+        assert!(matches!(
+            probed,
+            [
+                Ok(()),
+                Err(OpenError::NoDriver { .. }),
+                Err(OpenError::NoPermission { .. }),
+                Ok(()),
+                Ok(())
+            ]
+        ));
+        assert!(host.open_gntdev().is_err() && host.open_evtchn().is_err());
+        assert!(host.open_privcmd().is_ok());
+    }
+
+    #[test]
+    fn the_fake_tells_what_it_is_without_a_device_file() {
+        let host = Host::Fake(fake::Machine::new().unwrap());
+
+        assert!(host.is_on_xen());
+        assert_eq!(host.xen_version().as_deref(), Some("4.20"));
+        assert_eq!(host.features().unwrap().raw(), 0x0006_6805);
+        assert_eq!(host.gntdev_limit(), Some(65536));
+    }
+
+    #[test]
+    fn a_machine_whose_privcmd_is_tied_serves_one_domain() {
+        let machine = fake::Machine::with_config(fake::MachineConfig {
+            privcmd_domain: Some(crate::DomId(1)),
+            ..fake::MachineConfig::default()
+        })
+        .unwrap();
+        let ours = machine.create_domain(fake::DomainConfig::with_memory(1 << 20));
+        let privcmd = Host::Fake(machine).open_privcmd().unwrap();
+
+        let version = privcmd.version();
+        let other = privcmd.nr_vcpus(crate::DomId(2));
+
+        assert_eq!(privcmd.nr_vcpus(ours.unwrap().id()).unwrap(), 1);
+        assert!(matches!(
+            version,
+            Err(crate::privcmd::Error::Restricted { .. })
+        ));
+        assert!(matches!(other, Err(crate::dm_op::Error::Restricted { .. })));
     }
 
     #[test]

@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use super::ram::{Bank, PAGE};
+use crate::DomId;
+use crate::host::HostFile;
 
 /// A fake Xen with its dom0.
 #[derive(Clone, Debug)]
@@ -24,6 +26,14 @@ pub struct MachineConfig {
     pub access_timeout: Duration,
     /// Grants that one map request may name (`limit` of gntdev).
     pub gntdev_limit: usize,
+    /// Whether dom0's kernel says that it runs on Xen at all.
+    pub on_xen: bool,
+    /// The only domain that privcmd serves, as outside of dom0 since XSA-482
+    /// (the `target` of the driver domain); every new file is tied to it.
+    pub privcmd_domain: Option<DomId>,
+    /// Device files that cannot be opened, and the error number of it:
+    /// `ENOENT` without their driver, `EACCES` for a user without rights.
+    pub closed_files: Vec<(HostFile, i32)>,
 }
 
 impl Default for MachineConfig {
@@ -37,6 +47,9 @@ impl Default for MachineConfig {
             ioeventfd_linger: Duration::ZERO,
             access_timeout: Duration::from_secs(20),
             gntdev_limit: 64 * 1024,
+            on_xen: true,
+            privcmd_domain: None,
+            closed_files: Vec::new(),
         }
     }
 }

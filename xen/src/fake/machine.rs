@@ -17,6 +17,7 @@ use super::privcmd::PrivcmdFile;
 use super::state::Inner;
 use super::xenstored::Store;
 use crate::DomId;
+use crate::host::HostFile;
 
 /// A fake Xen with its dom0; clones are the same machine.
 #[derive(Clone)]
@@ -64,27 +65,48 @@ impl Machine {
             .then(|| Domain::handle(&self.inner, id))
     }
 
+    /// What the machine is like now.
+    #[must_use]
+    pub fn config(&self) -> MachineConfig {
+        self.inner.with(|world| world.config.clone())
+    }
+
+    /// Whether a device file can be opened.
+    ///
+    /// # Errors
+    /// What [`MachineConfig::closed_files`] says.
+    pub fn open(&self, file: HostFile) -> io::Result<()> {
+        let closed = self.config().closed_files;
+        match closed.iter().find(|(closed, _)| *closed == file) {
+            Some((_, errno)) => Err(io::Error::from_raw_os_error(*errno)),
+            None => Ok(()),
+        }
+    }
+
     /// Opens `/dev/xen/privcmd`.
     ///
     /// # Errors
-    /// None today.
+    /// As [`Machine::open`].
     pub fn open_privcmd(&self) -> io::Result<PrivcmdFile> {
+        self.open(HostFile::Privcmd)?;
         Ok(PrivcmdFile::open(&self.inner))
     }
 
     /// Opens `/dev/xen/gntdev`.
     ///
     /// # Errors
-    /// None today.
+    /// As [`Machine::open`].
     pub fn open_gntdev(&self) -> io::Result<GntdevFile> {
+        self.open(HostFile::Gntdev)?;
         Ok(GntdevFile::open(&self.inner))
     }
 
     /// Opens `/dev/xen/evtchn`.
     ///
     /// # Errors
-    /// `EMFILE` when no descriptor is left.
+    /// As [`Machine::open`]; `EMFILE` when no descriptor is left.
     pub fn open_evtchn(&self) -> io::Result<EvtchnFile> {
+        self.open(HostFile::Evtchn)?;
         EvtchnFile::open(&self.inner)
     }
 

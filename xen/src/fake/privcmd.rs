@@ -36,10 +36,11 @@ impl fmt::Debug for PrivcmdFile {
 
 impl PrivcmdFile {
     pub(super) fn open(inner: &Arc<Inner>) -> PrivcmdFile {
+        let tied = inner.with(|world| world.config.privcmd_domain);
         PrivcmdFile {
             inner: Arc::clone(inner),
             id: inner.with(World::fresh_id),
-            restricted: AtomicU32::new(UNRESTRICTED),
+            restricted: AtomicU32::new(tied.map_or(UNRESTRICTED, |dom| u32::from(dom.0))),
             irqfds: Mutex::new(None),
         }
     }

@@ -15,7 +15,7 @@ use super::events::Event;
 use super::path;
 use super::reader::{Reader, Session};
 use super::transaction::{self, Transaction};
-use super::transport::{self, Connect, Transport};
+use super::transport::{self, Connect, Transport, Way};
 use super::tree::Tree;
 use super::tree::sealed::Requester;
 use super::watch::Watch;
@@ -76,6 +76,7 @@ pub struct Xenstore {
 }
 
 struct Inner {
+    way: Way,
     shared: Arc<Shared>,
     reader: Mutex<Option<JoinHandle<()>>>,
 }
@@ -116,8 +117,9 @@ impl Xenstore {
     /// As [`Xenstore::open`].
     pub fn open_with(options: Options) -> Result<Self, Error> {
         let (transport, path) = transport::find(options.timeout)?;
+        let way = transport.way(&path);
         let connect = move || transport::open_path(&path, options.timeout);
-        Self::start(transport, Some(Box::new(connect)), options)
+        Self::start(transport, way, Some(Box::new(connect)), options)
     }
 
     /// Connects to the socket or device at `path`.
@@ -130,8 +132,9 @@ impl Xenstore {
             transport::open_path(&path, options.timeout).map_err(|error| Error::Unavailable {
                 tried: vec![(path.clone(), error)],
             })?;
+        let way = transport.way(&path);
         let connect = move || transport::open_path(&path, options.timeout);
-        Self::start(transport, Some(Box::new(connect)), options)
+        Self::start(transport, way, Some(Box::new(connect)), options)
     }
 
     /// Uses a connected stream. When it is lost it stays lost.
@@ -152,7 +155,7 @@ impl Xenstore {
                 what: "preparing the socket",
                 source,
             })?;
-        Self::start(transport, None, options)
+        Self::start(transport, Way::Stream, None, options)
     }
 
     /// Connects, and reconnects, with `connect`, which runs on the reader
@@ -169,11 +172,12 @@ impl Xenstore {
             what: "connecting",
             source,
         })?;
-        Self::start(transport, Some(Box::new(connect)), options)
+        Self::start(transport, Way::Stream, Some(Box::new(connect)), options)
     }
 
     fn start(
         transport: Transport,
+        way: Way,
         connect: Option<Connect>,
         options: Options,
     ) -> Result<Self, Error> {
@@ -193,10 +197,17 @@ impl Xenstore {
             })?;
         Ok(Self {
             inner: Arc::new(Inner {
+                way,
                 shared,
                 reader: Mutex::new(Some(reader)),
             }),
         })
+    }
+
+    /// By which way xenstored is reached.
+    #[must_use]
+    pub fn way(&self) -> &Way {
+        &self.inner.way
     }
 
     fn shared(&self) -> &Arc<Shared> {

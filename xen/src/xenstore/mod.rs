@@ -53,5 +53,6 @@ pub use path::PathError;
 pub use permissions::{Access, Permission, PermissionError};
 pub use state::XenbusState;
 pub use transaction::Transaction;
+pub use transport::Way;
 pub use tree::Tree;
 pub use watch::{Watch, WatchToken};

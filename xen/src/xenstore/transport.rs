@@ -24,6 +24,27 @@ const SOCKETS: [&str; 2] = ["/var/run/xenstored/socket", "/run/xenstored/socket"
 /// Where the kernel passes requests on, to whatever domain xenstored is in.
 const DEVICES: [&str; 2] = ["/dev/xen/xenbus", "/proc/xen/xenbus"];
 
+/// By which way xenstored is reached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// The socket of a xenstored in this domain.
+    Socket(PathBuf),
+    /// The kernel's device: xenstored may be in any domain.
+    Device(PathBuf),
+    /// A stream that somebody else has connected.
+    Stream,
+}
+
+impl fmt::Display for Way {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Way::Socket(path) => write!(f, "the socket {}", path.display()),
+            Way::Device(path) => write!(f, "the kernel's device {}", path.display()),
+            Way::Stream => f.write_str("a connected stream"),
+        }
+    }
+}
+
 /// A connected way to xenstored.
 pub(super) enum Transport {
     /// A stream socket, blocking for writes.
@@ -60,6 +81,14 @@ impl Transport {
             .custom_flags(libc::O_NONBLOCK)
             .open(path)
             .map(Self::Device)
+    }
+
+    /// The way it is, being at `path`.
+    pub(super) fn way(&self, path: &Path) -> Way {
+        match self {
+            Self::Socket(_) => Way::Socket(path.to_owned()),
+            Self::Device(_) => Way::Device(path.to_owned()),
+        }
     }
 
     /// Writes a whole message: the kernel's device wants it in one piece.
