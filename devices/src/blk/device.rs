@@ -202,4 +202,8 @@ impl Device for BlkDevice {
             completed: Vec::new(),
         }))
     }
+
+    fn statistics(&self) -> Vec<(&'static str, u64)> {
+        self.stats.snapshot().list()
+    }
 }

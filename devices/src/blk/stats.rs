@@ -25,6 +25,13 @@ macro_rules! stats {
                 BlkStatsSnapshot { $($name: self.$name.load(Ordering::Relaxed),)* }
             }
         }
+
+        impl BlkStatsSnapshot {
+            /// Each value with its name.
+            pub fn list(&self) -> Vec<(&'static str, u64)> {
+                vec![$((stringify!($name), self.$name),)*]
+            }
+        }
     };
 }
 

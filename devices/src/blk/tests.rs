@@ -176,6 +176,8 @@ fn a_read_brings_the_image_and_counts_data_and_status_as_used() {
     assert_eq!(rig.line.edges(), 1);
     let stats = rig.stats();
     assert_eq!((stats.reads, stats.read_bytes), (1, 4096));
+    let told = rig.device.statistics();
+    assert!(told.contains(&("reads", 1)) && told.contains(&("read_bytes", 4096)));
 }
 
 #[test]

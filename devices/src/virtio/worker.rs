@@ -219,8 +219,10 @@ impl Body {
                     break;
                 }
             }
-            // the counter is of no interest, an empty one neither
-            let _ = self.doorbell.read();
+            // empty when it is the handler's event; whoever stops rings, too
+            let rung = self.doorbell.read().unwrap_or(0);
+            let stopped = u64::from(self.stop.load(Ordering::SeqCst));
+            queue.count_kicks(rung.saturating_sub(stopped));
         }
         handler.settle(&mut queue);
         drop(handler);

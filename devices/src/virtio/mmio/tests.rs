@@ -494,6 +494,21 @@ fn queue_reset_puts_one_queue_back_to_its_defaults() {
 }
 
 #[test]
+fn kicks_are_counted_whoever_rings_and_the_end_is_none() {
+    let (mut bench, mut ring) = Bench::running();
+    let kicks = Arc::clone(bench.transport.queue_stats(0).unwrap());
+    let kicks = || kicks.kicks.load(Ordering::SeqCst);
+
+    bench.kick(&mut ring);
+    bench.transport.doorbell(0).unwrap().write(1).unwrap();
+    eventually("both were counted", || kicks() == 2);
+    assert_eq!(bench.write(Register::Status, 0), Answer::Later);
+    bench.settle();
+
+    assert_eq!(kicks(), 2);
+}
+
+#[test]
 fn queue_reset_that_was_not_negotiated_is_ignored() {
     let mut bench = Bench::new();
     let ring = DriverRing::new(&bench.ram, 8);

@@ -241,6 +241,11 @@ impl ActiveQueue {
         self.index
     }
 
+    /// Counts kicks of the guest.
+    pub(crate) fn count_kicks(&self, kicks: u64) {
+        self.stats.kicks.fetch_add(kicks, Ordering::Relaxed);
+    }
+
     /// The guest's memory.
     pub fn dma(&mut self) -> &mut Dma {
         &mut self.dma
