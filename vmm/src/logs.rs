@@ -8,6 +8,8 @@ use std::io::{self, IsTerminal};
 use thiserror::Error;
 use tracing_subscriber::EnvFilter;
 
+pub use devices::virtio::worker::with_causes as report;
+
 use crate::config::LogLevel;
 
 /// Names the log filter in the environment, such as `debug` or
@@ -48,17 +50,4 @@ pub fn init(level: LogLevel) -> Result<(), LogsError> {
         .with_ansi(io::stderr().is_terminal())
         .try_init()
         .map_err(|_| LogsError::Twice)
-}
-
-/// An error with all its causes, on one line.
-#[must_use]
-pub fn report(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }

@@ -20,7 +20,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use xen::Host;
 use xen::fake::{Domain, DomainConfig, GuestHeap, Machine};
 
-use crate::guest::{DeviceKey, DeviceSlot, DeviceStats, Guest, GuestConfig, SLOT_SIZE};
+use crate::guest::{DeviceKey, DeviceSlot, DeviceStats, Guest, GuestConfig, MmioWindow, SLOT_SIZE};
 use guest::{Addresses, DriverMemory, within};
 use workload::{Report, Workload};
 
@@ -66,7 +66,7 @@ fn demonstrate(out: &mut dyn Write, size: usize) -> anyhow::Result<()> {
         domain.id(),
         MEMORY >> 20,
         guest.ioreq_server(),
-        guest.config().window,
+        MmioWindow::list(&guest.config().windows),
     )?;
     let mut verified = 0;
     for (number, (addresses, name, devid)) in (0u32..).zip(WAYS) {
@@ -75,7 +75,7 @@ fn demonstrate(out: &mut dyn Write, size: usize) -> anyhow::Result<()> {
         fs::File::create(&path)?.set_len(size as u64)?;
         let slot = DeviceSlot {
             id: id.clone(),
-            base: guest.config().window.base + u64::from(number) * SLOT_SIZE,
+            base: MmioWindow::ARM.base + u64::from(number) * SLOT_SIZE,
             irq: SPI + number,
             grants: addresses == Addresses::Grants,
             device: DeviceSpec::Blk(BlkConfig::new(&path).validate()?).open()?,

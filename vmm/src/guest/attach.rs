@@ -9,11 +9,12 @@ use devices::virtio::{Interrupt, Transport, TransportOptions};
 use swiotlb::Counters;
 use xen::privcmd::{Ioeventfd, IoeventfdRequest};
 
-use super::config::{DeviceKey, DeviceSlot, EventMode};
+use super::config::{DeviceKey, DeviceSlot, EventMode, MmioWindow};
 use super::error::GuestError;
-use super::service::{Service, chain};
+use super::service::Service;
 use super::slot::{Parts, Slot, Watch};
 use crate::adapt::{DeviceMemory, Line, borrow};
+use crate::logs::report;
 
 /// SPIs of a GIC: Arm GIC architecture specification, INTID 32 to 1019.
 const SPIS: std::ops::RangeInclusive<u32> = 32..=1019;
@@ -80,7 +81,7 @@ impl Service {
             .map_err(|_| GuestError::Base {
                 device: id.clone(),
                 base,
-                window: self.config.window,
+                windows: MmioWindow::list(&self.config.windows),
             })?;
         tracing::info!(device = %id, base = format_args!("{base:#x}"), irq, grants, queues, "device added");
         Ok(())
@@ -91,11 +92,12 @@ impl Service {
         if self.has(&slot.id) {
             return Err(GuestError::Exists(device()));
         }
-        if !self.config.window.has_slot(slot.base) {
+        let windows = &self.config.windows;
+        if !windows.iter().any(|window| window.has_slot(slot.base)) {
             return Err(GuestError::Base {
                 device: device(),
                 base: slot.base,
-                window: self.config.window,
+                windows: MmioWindow::list(windows),
             });
         }
         match self.at(slot.base) {
@@ -130,7 +132,7 @@ impl Service {
             .set_irq_level(self.config.domid, irq, false)
         {
             Ok(()) => Ok(()),
-            Err(error) => refused(format!("cannot be driven: {}", chain(&error))),
+            Err(error) => refused(format!("cannot be driven: {}", report(&error))),
         }
     }
 
@@ -149,7 +151,7 @@ impl Service {
         match Line::irqfd(privcmd, domid, irq) {
             Ok(line) => Ok(line),
             Err(error) if self.config.events == EventMode::Auto => {
-                tracing::warn!(irq, error = %chain(&error), "no irqfd; interrupts by hypercall");
+                tracing::warn!(irq, error = %report(&error), "no irqfd; interrupts by hypercall");
                 Ok(Line::hypercall(privcmd, domid, irq))
             }
             Err(source) => Err(GuestError::Events {

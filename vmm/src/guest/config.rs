@@ -49,6 +49,29 @@ impl MmioWindow {
     }
 }
 
+impl MmioWindow {
+    /// What to claim for a device at `base`: all of where libxl puts virtio
+    /// devices if it is there, so that the slots beside it answer too, else
+    /// the device's own slot. Elsewhere nothing is known of what is beside it.
+    #[must_use]
+    pub fn around(base: u64) -> MmioWindow {
+        match MmioWindow::ARM.has_slot(base) {
+            true => MmioWindow::ARM,
+            false => MmioWindow {
+                base,
+                size: SLOT_SIZE,
+            },
+        }
+    }
+
+    /// Several windows, for messages.
+    #[must_use]
+    pub fn list(windows: &[MmioWindow]) -> String {
+        let windows: Vec<String> = windows.iter().map(ToString::to_string).collect();
+        windows.join(", ")
+    }
+}
+
 impl fmt::Display for MmioWindow {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:#x}+{:#x}", self.base, self.size)
@@ -132,8 +155,8 @@ pub struct GuestConfig {
     /// Its name, for logs.
     pub name: String,
     /// Addresses to claim: all of them, so that a slot without a device
-    /// answers that there is none.
-    pub window: MmioWindow,
+    /// answers that there is none. They do not overlap.
+    pub windows: Vec<MmioWindow>,
     /// Take plain addresses from devices that were given grants, too.
     pub allow_foreign_with_grants: bool,
     /// How events pass.
@@ -150,7 +173,7 @@ impl GuestConfig {
         GuestConfig {
             domid,
             name: name.into(),
-            window: MmioWindow::ARM,
+            windows: vec![MmioWindow::ARM],
             allow_foreign_with_grants: false,
             events: EventMode::Auto,
             stop_warning: Duration::from_secs(5),
@@ -178,6 +201,18 @@ mod tests {
         assert!(!window.has_slot(0x01ff_fe00));
         assert!(!window.has_slot(0x0200_0100));
         assert!(!window.has_slot(u64::MAX - 0x1ff));
+    }
+
+    #[test]
+    fn a_device_elsewhere_has_its_own_slot_claimed_and_no_more() {
+        let elsewhere = MmioWindow::around(0x0a00_0000);
+
+        assert_eq!(MmioWindow::around(0x0200_0400), MmioWindow::ARM);
+        assert!(elsewhere.has_slot(0x0a00_0000) && !elsewhere.has_slot(0x0a00_0200));
+        assert_eq!(
+            MmioWindow::list(&[MmioWindow::ARM, elsewhere]),
+            "0x2000000+0x100000, 0xa000000+0x200"
+        );
     }
 
     #[test]

@@ -23,12 +23,12 @@ pub enum GuestError {
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// The ioreq server cannot be set up.
-    #[error("domain {domid}: accesses to its virtio window {window} cannot be taken over")]
+    #[error("domain {domid}: accesses to its virtio devices at {windows} cannot be taken over")]
     Ioreq {
         /// The guest.
         domid: DomId,
         /// What was to be claimed.
-        window: MmioWindow,
+        windows: String,
         /// Why.
         #[source]
         source: xen::ioreq::Error,
@@ -61,16 +61,16 @@ pub enum GuestError {
         /// The window.
         window: MmioWindow,
     },
-    /// A device's registers lie outside of the guest's window, or not on a
-    /// slot of it.
-    #[error("{device}: registers at {base:#x} are no slot of the window {window}")]
+    /// A device's registers lie outside of the guest's windows, or not on a
+    /// slot of one.
+    #[error("{device}: registers at {base:#x} are no slot of {windows}")]
     Base {
         /// The device.
         device: DeviceKey,
         /// Its base address.
         base: u64,
-        /// The window.
-        window: MmioWindow,
+        /// The windows.
+        windows: String,
     },
     /// Another device is at that address, or is just being removed from it.
     #[error("{device}: {base:#x} is taken by {other}")]

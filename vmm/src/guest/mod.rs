@@ -1,7 +1,7 @@
 //! One guest's life: its ioreq server, its devices, and the thread that
 //! answers its accesses.
 //!
-//! [`Guest::start`] claims the guest's whole virtio window and starts the
+//! [`Guest::start`] claims the guest's virtio windows as wholes and starts the
 //! thread; devices come and go by [`Guest::add`] and [`Guest::remove`], called
 //! by the control plane on its own thread. The guest's thread waits, by
 //! event-manager, for the ioreq server's event channels, for workers that give
@@ -66,7 +66,7 @@ pub struct Guest {
 }
 
 impl Guest {
-    /// Opens Xen's device files, makes an ioreq server for the whole window
+    /// Opens Xen's device files, makes an ioreq server for the windows
     /// and starts to answer: a slot without a device says that there is none.
     /// `wake` is rung for every [`GuestEvent`].
     ///
@@ -278,26 +278,29 @@ fn open(host: &Host, domid: DomId) -> Result<Means, GuestError> {
     })
 }
 
-/// Makes the ioreq server and has every access to the window come to it.
+/// Makes the ioreq server and has every access to the windows come to it.
 fn claim(host: &Host, config: &GuestConfig, means: &Means) -> Result<IoreqServer, GuestError> {
-    let &GuestConfig { domid, window, .. } = config;
-    let last = window.last().ok_or(GuestError::Window { domid, window })?;
+    let domid = config.domid;
     let evtchn = host.open_evtchn().map_err(|source| GuestError::Open {
         domid,
         file: "evtchn",
         source: Box::new(source),
     })?;
+    let windows = MmioWindow::list(&config.windows);
     let failed = |source| GuestError::Ioreq {
         domid,
-        window,
+        windows: windows.clone(),
         source,
     };
     let mut server = IoreqServer::create(&means.privcmd, evtchn, domid).map_err(failed)?;
-    server
-        .map_range(IoRange::Memory(window.base, last))
-        .map_err(failed)?;
+    for &window in &config.windows {
+        let last = window.last().ok_or(GuestError::Window { domid, window })?;
+        server
+            .map_range(IoRange::Memory(window.base, last))
+            .map_err(failed)?;
+    }
     server.enable().map_err(failed)?;
-    tracing::info!(server = %server.id(), vcpus = server.nr_vcpus(), %window, "serving the guest");
+    tracing::info!(server = %server.id(), vcpus = server.nr_vcpus(), windows, "serving the guest");
     Ok(server)
 }
 

@@ -23,6 +23,7 @@ use super::error::GuestError;
 use super::event::{GuestEvent, Outbox};
 use super::slot::{Rest, Slot};
 use super::stats::GuestStats;
+use crate::logs::report;
 
 /// Longest pause after the event channels have failed again and again.
 const LONGEST_PAUSE: Duration = Duration::from_millis(50);
@@ -178,7 +179,7 @@ impl Service {
     fn failed(&mut self, source: xen::ioreq::Error) {
         let domid = self.config.domid;
         if self.failures == 0 {
-            tracing::error!(error = %chain(&source), "requests could not be taken");
+            tracing::error!(error = %report(&source), "requests could not be taken");
             self.outbox
                 .post(GuestEvent::Failed(GuestError::Serve { domid, source }));
         }
@@ -240,7 +241,7 @@ impl Service {
     fn respond(&mut self, pending: Pending, value: u64) {
         if let Err(error) = pending.respond(value) {
             self.counts.unanswered += 1;
-            tracing::debug!(error = %chain(&error), "an answer was not taken");
+            tracing::debug!(error = %report(&error), "an answer was not taken");
         }
     }
 
@@ -330,7 +331,7 @@ impl Service {
         let Service { server, .. } = self;
         if let Err(error) = server.destroy() {
             // usual when the domain has died first
-            tracing::info!(error = %chain(&error), "end of the ioreq server");
+            tracing::info!(error = %report(&error), "end of the ioreq server");
         }
         stuck
     }
@@ -348,9 +349,4 @@ impl MutEventSubscriber for Service {
     /// The descriptors are registered by whoever starts the thread, who can
     /// tell of a failure.
     fn init(&mut self, _ops: &mut EventOps<'_>) {}
-}
-
-/// An error with all its causes, in one line.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
-    devices::virtio::worker::with_causes(error)
 }

@@ -472,7 +472,7 @@ fn a_guest_that_cannot_be_served_leaves_nothing_behind() {
     };
     let held = || machine.census().remove(&domain.id()).unwrap_or_default();
 
-    let window = start(|guest| guest.window.size = 0x100);
+    let window = start(|guest| guest.windows[0].size = 0x100);
     let missing = start(|guest| guest.domid = DomId(99));
     let mut failed = Vec::new();
     for call in [Call::DmOp, Call::MmapResource, Call::Bind] {
