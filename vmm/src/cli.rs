@@ -6,22 +6,23 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
-use xen::Host;
+use xen::{DomId, Host};
 
 use crate::config::{Config, LogLevel};
-use crate::daemon::{self, Daemon, Options, StartError};
+use crate::daemon::{self, Daemon, Options, Scope, StartError};
 use crate::logs::{self, report};
+use crate::run::{self, DeviceArgument, Places};
 use crate::state::StateError;
 
 /// What `--help` says of exit codes.
 const EXIT_CODES: &str = "\
 Exit codes:
-  0  done: left as asked, demonstration passed
-  1  failed while running
+  0  done: left as asked, the guest of `run` is over, demonstration passed
+  1  failed: no such guest, a device of `run` refused, or an error while running
   2  wrong command line
   3  configuration refused; nothing was touched
   4  this host cannot be served: no Xen, no permission, no IOREQ server, no xenstored
-  5  another xen-dm daemon runs already
+  5  another xen-dm daemon runs already, or serves the guest of `run`
 
 The environment's XEN_DM_LOG (error, warn, info, debug, trace, or a filter such as
 info,vmm::discovery=trace) goes before the configuration's log level.";
@@ -49,7 +50,7 @@ impl From<Exit> for ExitCode {
     }
 }
 
-/// A device model for Xen guests: their virtio disks, without QEMU.
+/// A device model for Xen guests: their virtio devices, without QEMU.
 #[derive(Debug, Parser)]
 #[command(name = "xen-dm", version, about, after_help = EXIT_CODES)]
 struct Cli {
@@ -59,20 +60,31 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Serve the virtio disks of all guests whose configuration has
-    /// `specification=virtio, backendtype=standalone`.
+    /// Serve the virtio devices of all guests: disks with
+    /// `specification=virtio, backendtype=standalone`, and `virtio = [ ... ]`.
     ///
     /// Start it before the guests: `xl create` waits ten seconds for it. On
     /// SIGTERM it leaves when no guest is attached, else it says which are
-    /// and stays until they are gone.
-    Daemon(DaemonArgs),
+    /// and stays until they are gone. On SIGHUP it reads its configuration
+    /// anew, for guests and devices to come; one that is wrong is logged, and
+    /// the old one stays in force.
+    Daemon(ServeArgs),
+    /// Serve one guest, in the foreground, until it is over.
+    ///
+    /// Without --disk and --device, the guest's devices are those that
+    /// xenstore announces. With them, they are served whether or not a
+    /// toolstack knows of them: for guests that Xen has made at its start, and
+    /// other toolstacks. Once the guest is served, `running` is written to
+    /// device-model/N/state in this domain's xenstore directory. Signals are
+    /// those of `daemon`.
+    Run(RunArgs),
     /// Show the whole way of a disk request in this process, on a fake Xen:
     /// no privileges, no hypervisor.
     Demo,
 }
 
 #[derive(Debug, Args)]
-struct DaemonArgs {
+struct ServeArgs {
     /// The configuration file (TOML); without it, the defaults.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -85,12 +97,43 @@ struct DaemonArgs {
     force: bool,
 }
 
+#[derive(Debug, Args)]
+struct RunArgs {
+    /// The guest's number.
+    #[arg(long, value_name = "N")]
+    domid: u16,
+    /// A disk: an image, and keys as of --device blk. May be repeated; disks
+    /// come before other devices.
+    #[arg(long, value_name = "PATH[,KEY=VALUE...]", value_parser = run::parse_disk)]
+    disk: Vec<DeviceArgument>,
+    /// A device: its kind, and keys as in the configuration file, such as
+    /// `blk,path=/disk.img,readonly`; a key alone is true. Every kind has
+    /// mmio=ADDRESS, irq=N and grants=BOOL, too. May be repeated.
+    #[arg(long, value_name = "KIND[,KEY=VALUE...]")]
+    device: Vec<DeviceArgument>,
+    /// Where the first device without mmio= has its registers; each further
+    /// one follows at 0x200 bytes.
+    #[arg(long, value_name = "ADDRESS", default_value = "0x2000000",
+          value_parser = run::parse_mmio)]
+    mmio: u64,
+    /// The interrupt of the first device without irq=, an SPI's number in the
+    /// interrupt controller (from 32); each further one has the next.
+    #[arg(long, value_name = "N", default_value = "33", value_parser = run::parse_irq)]
+    irq: u32,
+    /// Devices without grants= have the guest use grants.
+    #[arg(long)]
+    grants: bool,
+    #[command(flatten)]
+    serve: ServeArgs,
+}
+
 /// Runs the command line of the process.
 #[must_use]
 pub fn main() -> ExitCode {
     let Cli { command } = Cli::parse();
     match command {
-        Command::Daemon(args) => daemon(&args),
+        Command::Daemon(args) => serve(args, Scope::All),
+        Command::Run(args) => run_one(args),
         Command::Demo => demo(),
     }
     .into()
@@ -102,7 +145,20 @@ fn complain(error: &dyn std::error::Error, exit: Exit) -> Exit {
     exit
 }
 
-fn daemon(args: &DaemonArgs) -> Exit {
+fn run_one(args: RunArgs) -> Exit {
+    let places = Places {
+        mmio: args.mmio,
+        irq: args.irq,
+        grants: args.grants,
+    };
+    let devices = args.disk.into_iter().chain(args.device).collect();
+    match run::scope(DomId(args.domid), devices, places) {
+        Ok(scope) => serve(args.serve, scope),
+        Err(error) => complain(&error, Exit::Failed),
+    }
+}
+
+fn serve(args: ServeArgs, scope: Scope) -> Exit {
     let config = match args.config.as_deref().map(Config::load).transpose() {
         Ok(config) => config.unwrap_or_default(),
         Err(error) => return complain(&error, Exit::Configuration),
@@ -112,6 +168,8 @@ fn daemon(args: &DaemonArgs) -> Exit {
     }
     let options = Options {
         config,
+        config_file: args.config,
+        scope,
         force: args.force,
     };
     let control = daemon::control().and_then(|(stop, control)| {
@@ -140,8 +198,12 @@ fn exit_of(error: &StartError) -> Exit {
         | StartError::NoIoreqServer
         | StartError::Xenstore(_)
         | StartError::OwnDomain(_) => Exit::Host,
-        StartError::State(StateError::Running { .. }) => Exit::Running,
-        StartError::State(_) | StartError::System { .. } => Exit::Failed,
+        StartError::State(StateError::Running { .. } | StateError::Served { .. }) => Exit::Running,
+        StartError::State(_)
+        | StartError::System { .. }
+        | StartError::NoGuest(_)
+        | StartError::Guest { .. }
+        | StartError::Device { .. } => Exit::Failed,
     }
 }
 
@@ -178,6 +240,44 @@ mod tests {
         };
         assert_eq!(args.config.as_deref(), Some("/f".as_ref()));
         assert!(args.force);
+    }
+
+    #[test]
+    fn run_takes_several_disks_and_devices_with_a_first_place() {
+        let cli = Cli::try_parse_from([
+            "xen-dm",
+            "run",
+            "--domid",
+            "5",
+            "--disk",
+            "/a",
+            "--disk",
+            "/b,readonly",
+            "--device",
+            "blk,path=/c,mmio=0xa000000",
+            "--mmio",
+            "0x2000400",
+            "--grants",
+        ])
+        .unwrap();
+
+        let Command::Run(args) = cli.command else {
+            panic!("{:?}", cli.command)
+        };
+        assert_eq!((args.domid, args.disk.len(), args.device.len()), (5, 2, 1));
+        assert_eq!((args.mmio, args.irq, args.grants), (0x0200_0400, 33, true));
+        assert_eq!(args.device[0].mmio, Some(0x0a00_0000));
+    }
+
+    #[test]
+    fn the_first_place_is_libxls() {
+        let cli = Cli::try_parse_from(["xen-dm", "run", "--domid", "5"]).unwrap();
+
+        let Command::Run(args) = cli.command else {
+            panic!("{:?}", cli.command)
+        };
+        let Places { mmio, irq, grants } = Places::default();
+        assert_eq!((args.mmio, args.irq, args.grants), (mmio, irq, grants));
     }
 
     #[test]

@@ -5,13 +5,14 @@
 
 use std::path::Path;
 
-use devices::blk::{BlkConfig, ConfigError};
-use devices::registry::DeviceSpec;
+use devices::blk::BlkConfig;
+use devices::registry::{ConfigError, DeviceConfig, DeviceSpec, Kind};
+use thiserror::Error;
 use xen::DomId;
 
 use crate::config::Config;
-use crate::discovery::{DiskNode, DomainInfo};
-use crate::guest::GuestConfig;
+use crate::discovery::{Announced, DeviceNode, DomainInfo, VirtioType};
+use crate::guest::{DeviceKey, GuestConfig};
 
 /// A device to be served, and where.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,7 +23,7 @@ pub struct SlotSpec {
     pub irq: u32,
     /// The guest is to use grants.
     pub grants: bool,
-    /// Its name in the guest's configuration, such as `xvda`.
+    /// Its name in the guest's configuration, such as `xvda`, or its type.
     pub name: Option<String>,
     /// The device.
     pub device: DeviceSpec,
@@ -52,31 +53,92 @@ pub fn guest(config: &Config, domid: DomId, info: &DomainInfo) -> GuestConfig {
     }
 }
 
-/// The disk number `devid` of a guest.
+/// Why nodes and configuration make no device.
+#[derive(Debug, Error)]
+pub enum SpecError {
+    /// A value that no such device can have.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// Nobody says what is behind the device.
+    #[error(
+        "the configuration has no entry for it: xenstore says that {device} is a {announced}, and \
+         not what is behind it. Say so in a section [guest.{guest:?}.virtio.{}.KIND]",
+        device.devid
+    )]
+    NoEntry {
+        /// The guest's name.
+        guest: String,
+        /// The device.
+        device: DeviceKey,
+        /// What the toolstack announced.
+        announced: VirtioType,
+    },
+    /// The configuration says something else than the toolstack.
+    #[error(
+        "the guest's configuration announces a {announced}, and ours has a {}, which is {}: \
+         correct one of them",
+        configured.name,
+        VirtioType(configured.device_type)
+    )]
+    Kind {
+        /// What the toolstack announced.
+        announced: VirtioType,
+        /// What our configuration has.
+        configured: Kind,
+    },
+}
+
+/// The device `key` of a guest.
 ///
 /// # Errors
-/// Values that no disk can have.
-pub fn disk(
+/// [`SpecError`].
+pub fn device(
     config: &Config,
     info: &DomainInfo,
-    devid: u32,
-    node: &DiskNode,
-) -> Result<SlotSpec, ConfigError> {
+    key: &DeviceKey,
+    node: &DeviceNode,
+) -> Result<SlotSpec, SpecError> {
     let section = config.guest(&info.name, info.uuid.as_deref());
-    let from_toolstack = BlkConfig {
-        readonly: node.readonly,
-        discard: node.discard,
-        ..BlkConfig::new(&node.image)
+    let (name, device) = match &node.announced {
+        Announced::Disk(disk) => {
+            let from_toolstack = BlkConfig {
+                readonly: disk.readonly,
+                discard: disk.discard,
+                ..BlkConfig::new(&disk.image)
+            };
+            let overrides = section.disk(disk.name.as_deref(), key.devid);
+            let config = DeviceConfig::Blk(overrides.apply(from_toolstack));
+            (disk.name.clone(), config)
+        }
+        Announced::Virtio(announced) => {
+            let entry = section.virtio(key.devid, announced.0);
+            let config = entry.cloned().ok_or_else(|| SpecError::NoEntry {
+                guest: info.name.clone(),
+                device: key.clone(),
+                announced: *announced,
+            })?;
+            check_kind(*announced, &config)?;
+            (Some(announced.to_string()), config)
+        }
     };
-    let spec = section
-        .disk(node.name.as_deref(), devid)
-        .apply(from_toolstack)
-        .validate()?;
     Ok(SlotSpec {
         base: node.base,
         irq: node.irq,
         grants: node.grants,
-        name: node.name.clone(),
-        device: DeviceSpec::Blk(spec),
+        name,
+        device: device.validate()?,
     })
+}
+
+/// The guest's driver is chosen by what the device is, so that a wrong kind
+/// would only be seen inside of the guest.
+fn check_kind(announced: VirtioType, config: &DeviceConfig) -> Result<(), SpecError> {
+    let configured = config.kind();
+    match configured.device_type == announced.0 {
+        true => Ok(()),
+        false => Err(SpecError::Kind {
+            announced,
+            configured,
+        }),
+    }
 }

@@ -1,13 +1,14 @@
-//! What the configuration file says about single guests and their disks.
+//! What the configuration file says about single guests and their devices.
 
 use std::collections::BTreeMap;
-use std::ops::Range;
 
-use devices::blk::{BlkConfig, ConfigError as DiskError};
+use devices::blk::BlkConfig;
+use devices::registry::DeviceConfig;
+use devices::virtio::DeviceType;
 use serde::Deserialize;
-use toml::Spanned;
 
-use super::{BadValue, quoted};
+use super::{BadValue, pattern};
+use crate::discovery::VirtioType;
 use crate::guest::EventMode;
 
 /// The disks of a guest that have no section of their own.
@@ -29,6 +30,10 @@ pub struct GuestOverrides {
     pub events: Option<EventMode>,
     /// Under the disk's name (`xvda`), its number (`51712`), or `*`.
     disk: BTreeMap<String, DiskOverrides>,
+    /// What is behind the devices of `virtio = [ ... ]`: under the device's
+    /// number in that list, from 0, its type (`device4`), or a pattern of
+    /// types.
+    virtio: BTreeMap<String, DeviceConfig>,
 }
 
 /// What is different for a disk. The keys and their bounds are those of
@@ -36,12 +41,12 @@ pub struct GuestOverrides {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 pub struct DiskOverrides {
-    serial: Option<Spanned<String>>,
+    serial: Option<String>,
     discard: Option<bool>,
-    queue_size: Option<Spanned<u16>>,
-    queues: Option<Spanned<u16>>,
-    logical_block_size: Option<Spanned<u32>>,
-    physical_block_size: Option<Spanned<u32>>,
+    queue_size: Option<u16>,
+    queues: Option<u16>,
+    logical_block_size: Option<u32>,
+    physical_block_size: Option<u32>,
     engine: Option<devices::blk::EngineKind>,
 }
 
@@ -49,8 +54,18 @@ impl GuestSections {
     pub(super) fn check(&self) -> Result<(), BadValue> {
         for (guest, section) in &self.0 {
             for (disk, overrides) in &section.disk {
-                let above = format!("guest.{}.disk.{}", quoted(guest), quoted(disk));
-                overrides.check(&above)?;
+                let config = overrides.apply(BlkConfig::new("any"));
+                config.validate().map_err(|error| {
+                    BadValue::new(["guest", guest, "disk", disk, error.key()], error)
+                })?;
+            }
+            for (entry, device) in &section.virtio {
+                check_entry(entry, device)
+                    .map_err(|message| BadValue::new(["guest", guest, "virtio", entry], message))?;
+                let kind = device.kind().name;
+                device.clone().validate().map_err(|error| {
+                    BadValue::new(["guest", guest, "virtio", entry, kind, error.key()], error)
+                })?;
             }
         }
         Ok(())
@@ -63,14 +78,27 @@ impl GuestSections {
             .iter()
             .find(|(key, _)| is_uuid(key))
             .map(|(_, section)| section);
-        by_uuid.or_else(|| self.0.get(name)).or_else(|| {
-            let patterns = self.0.iter().filter(|(key, _)| matches(key, name));
-            // the first of equals: the order of the keys decides
-            patterns
-                .rev()
-                .max_by_key(|(key, _)| key.chars().filter(|c| !is_wildcard(*c)).count())
-                .map(|(_, section)| section)
-        })
+        by_uuid
+            .or_else(|| self.0.get(name))
+            .or_else(|| pattern::best(&self.0, name))
+    }
+}
+
+/// Says what is wrong with the key of a device, which would never be found or
+/// never fit.
+fn check_entry(entry: &str, device: &DeviceConfig) -> Result<(), String> {
+    let kind = device.kind();
+    match VirtioType::parse_short(entry) {
+        Some(announced) if announced.0 != kind.device_type => Err(format!(
+            "{announced} is no {}, which is {}",
+            kind.name,
+            VirtioType(kind.device_type)
+        )),
+        None if entry.parse::<u32>().is_err() && !pattern::is_pattern(entry) => Err(format!(
+            "{entry:?} is neither a device's number nor a type such as device4 (hexadecimal) nor a \
+             pattern of types"
+        )),
+        _ => Ok(()),
     }
 }
 
@@ -85,106 +113,32 @@ impl GuestOverrides {
             .cloned()
             .unwrap_or_default()
     }
+
+    /// What is behind a device of `virtio = [ ... ]`, if that is said. Its
+    /// number goes before its type, and that before patterns of types.
+    #[must_use]
+    pub fn virtio(&self, devid: u32, announced: DeviceType) -> Option<&DeviceConfig> {
+        let announced = VirtioType(announced);
+        let is_type = |key: &String| VirtioType::parse_short(key) == Some(announced);
+        let by_type = self.virtio.iter().find(|(key, _)| is_type(key));
+        self.virtio
+            .get(&devid.to_string())
+            .or(by_type.map(|(_, device)| device))
+            .or_else(|| pattern::best(&self.virtio, &announced.to_string()))
+    }
 }
 
 impl DiskOverrides {
     /// Puts what is said here in the place of what `disk` has.
     #[must_use]
     pub fn apply(&self, mut disk: BlkConfig) -> BlkConfig {
-        if let Some(serial) = &self.serial {
-            disk.serial = Some(serial.get_ref().clone());
-        }
-        if let Some(size) = &self.logical_block_size {
-            disk.logical_block_size = Some(*size.get_ref());
-        }
-        if let Some(size) = &self.physical_block_size {
-            disk.physical_block_size = Some(*size.get_ref());
-        }
+        disk.serial = self.serial.clone().or(disk.serial);
+        disk.logical_block_size = self.logical_block_size.or(disk.logical_block_size);
+        disk.physical_block_size = self.physical_block_size.or(disk.physical_block_size);
         disk.discard = self.discard.unwrap_or(disk.discard);
-        disk.queue_size = value(&self.queue_size).unwrap_or(disk.queue_size);
-        disk.queues = value(&self.queues).unwrap_or(disk.queues);
+        disk.queue_size = self.queue_size.unwrap_or(disk.queue_size);
+        disk.queues = self.queues.unwrap_or(disk.queues);
         disk.engine = self.engine.unwrap_or(disk.engine);
         disk
     }
-
-    fn check(&self, above: &str) -> Result<(), BadValue> {
-        match self.apply(BlkConfig::new("any")).validate() {
-            Ok(_) => Ok(()),
-            Err(error) => {
-                let (key, span) = self.place(&error);
-                let key = format!("{above}.{key}");
-                Err(BadValue {
-                    span: span.unwrap_or(0..0),
-                    key,
-                    message: error.to_string(),
-                })
-            }
-        }
-    }
-
-    /// The key that an error is about, and where its value is.
-    fn place(&self, error: &DiskError) -> (&'static str, Option<Range<usize>>) {
-        match error {
-            DiskError::Serial(_) => ("serial", span(&self.serial)),
-            DiskError::QueueSize(_) => ("queue-size", span(&self.queue_size)),
-            DiskError::Queues(_) => ("queues", span(&self.queues)),
-            DiskError::LogicalBlock(_) => ("logical-block-size", span(&self.logical_block_size)),
-            DiskError::PhysicalBlock { .. } => {
-                ("physical-block-size", span(&self.physical_block_size))
-            }
-            DiskError::NoPath => ("path", None),
-        }
-    }
-}
-
-fn value<T: Copy>(value: &Option<Spanned<T>>) -> Option<T> {
-    value.as_ref().map(|value| *value.get_ref())
-}
-
-fn span<T>(value: &Option<Spanned<T>>) -> Option<Range<usize>> {
-    value.as_ref().map(Spanned::span)
-}
-
-fn is_wildcard(c: char) -> bool {
-    matches!(c, '*' | '?')
-}
-
-/// Whether `pattern` has a wildcard and matches all of `text`.
-fn matches(pattern: &str, text: &str) -> bool {
-    let pattern: Vec<char> = pattern.chars().collect();
-    let text: Vec<char> = text.chars().collect();
-    pattern.iter().any(|c| is_wildcard(*c)) && glob(&pattern, &text)
-}
-
-/// Matches without recursion: on a mismatch the last `*` takes one character
-/// more.
-fn glob(pattern: &[char], text: &[char]) -> bool {
-    let (mut p, mut t) = (0_usize, 0_usize);
-    let mut last_star: Option<(usize, usize)> = None;
-    while let Some(c) = text.get(t) {
-        match pattern.get(p) {
-            Some('*') => {
-                last_star = Some((p, t));
-                p = p.saturating_add(1);
-            }
-            Some(wanted) if *wanted == '?' || wanted == c => {
-                p = p.saturating_add(1);
-                t = t.saturating_add(1);
-            }
-            _ => match last_star {
-                Some((star, taken)) => {
-                    let taken = taken.saturating_add(1);
-                    last_star = Some((star, taken));
-                    p = star.saturating_add(1);
-                    t = taken;
-                }
-                None => return false,
-            },
-        }
-    }
-    pattern
-        .get(p..)
-        .unwrap_or_default()
-        .iter()
-        .all(|c| *c == '*')
 }

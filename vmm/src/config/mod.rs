@@ -1,10 +1,11 @@
 //! The configuration file: what a user says, before any guest is there.
 //!
-//! Read once at start by the command line, before anything is touched;
-//! [`Config`] never changes afterwards. Every refusal names the file, the line
-//! and the key.
+//! Read by the command line at start, before anything is touched, and by the
+//! daemon when it is asked to, for what comes then; a [`Config`] never
+//! changes. Every refusal names the file, the line and the key.
 
 mod guests;
+mod pattern;
 #[cfg(test)]
 mod tests;
 
@@ -17,7 +18,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde_path_to_error::Segment;
 use thiserror::Error;
-use toml::Spanned;
+use toml::de::DeTable;
 
 pub use guests::{DiskOverrides, GuestOverrides, GuestSections};
 
@@ -27,8 +28,6 @@ use crate::guest::EventMode;
 pub const STATE_DIR: &str = "/run/xen-dm";
 /// Bounds of `stop-warning-seconds`.
 const STOP_WARNING: std::ops::RangeInclusive<u64> = 1..=600;
-/// What the toml crate inserts into paths for values whose place it keeps.
-const SPAN_KEY: &str = "$__";
 
 /// How much is logged.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -73,7 +72,7 @@ pub struct Config {
     pub allow_foreign_with_grants: bool,
     /// How interrupts and kicks pass.
     pub events: EventMode,
-    stop_warning_seconds: Spanned<u64>,
+    stop_warning_seconds: u64,
     guest: GuestSections,
 }
 
@@ -84,7 +83,7 @@ impl Default for Config {
             state_dir: PathBuf::from(STATE_DIR),
             allow_foreign_with_grants: false,
             events: EventMode::default(),
-            stop_warning_seconds: Spanned::new(0..0, 5),
+            stop_warning_seconds: 5,
             guest: GuestSections::default(),
         }
     }
@@ -125,10 +124,18 @@ fn named(key: &str) -> String {
 
 /// A value that was read and makes no sense.
 struct BadValue {
-    /// Where it is in the text, bytes.
-    span: Range<usize>,
-    key: String,
+    /// Its key, below those above it.
+    keys: Vec<String>,
     message: String,
+}
+
+impl BadValue {
+    fn new<'a>(keys: impl IntoIterator<Item = &'a str>, message: impl ToString) -> Self {
+        BadValue {
+            keys: keys.into_iter().map(str::to_owned).collect(),
+            message: message.to_string(),
+        }
+    }
 }
 
 impl Config {
@@ -167,21 +174,20 @@ impl Config {
             let error = error.into_inner();
             refused(error.span(), key, error.message())
         })?;
-        config
-            .check()
-            .map_err(|bad| refused(Some(bad.span), bad.key, &bad.message))?;
+        config.check().map_err(|bad| {
+            let key = bad.keys.iter().map(|key| quoted(key));
+            let key = key.collect::<Vec<_>>().join(".");
+            refused(place_of(text, &bad.keys), key, &bad.message)
+        })?;
         Ok(config)
     }
 
     fn check(&self) -> Result<(), BadValue> {
-        let seconds = *self.stop_warning_seconds.get_ref();
+        let seconds = self.stop_warning_seconds;
         if !STOP_WARNING.contains(&seconds) {
             let (first, last) = STOP_WARNING.into_inner();
-            return Err(BadValue {
-                span: self.stop_warning_seconds.span(),
-                key: "stop-warning-seconds".to_owned(),
-                message: format!("{seconds} is not from {first} to {last}"),
-            });
+            let message = format!("{seconds} is not from {first} to {last}");
+            return Err(BadValue::new(["stop-warning-seconds"], message));
         }
         self.guest.check()
     }
@@ -189,7 +195,7 @@ impl Config {
     /// A queue that takes longer to stop is logged.
     #[must_use]
     pub fn stop_warning(&self) -> Duration {
-        Duration::from_secs(*self.stop_warning_seconds.get_ref())
+        Duration::from_secs(self.stop_warning_seconds)
     }
 
     /// The section that applies to a guest: the one under its uuid, else the
@@ -211,12 +217,28 @@ fn line_of(text: &str, offset: usize) -> usize {
         .saturating_add(1)
 }
 
+/// Where the value under some keys is in the text, or the table that is to
+/// hold it.
+fn place_of(text: &str, keys: &[String]) -> Option<Range<usize>> {
+    let document = DeTable::parse(text).ok()?;
+    let (first, rest) = keys.split_first()?;
+    let mut value = document.get_ref().get(first.as_str())?;
+    for key in rest {
+        let below = value.get_ref().as_table();
+        match below.and_then(|table| table.get(key.as_str())) {
+            Some(below) => value = below,
+            None => break,
+        }
+    }
+    Some(value.span())
+}
+
 /// The key in the file's own spelling.
 fn key_of(path: &serde_path_to_error::Path) -> String {
     let keys: Vec<String> = path
         .iter()
         .filter_map(|segment| match segment {
-            Segment::Map { key } if !key.starts_with(SPAN_KEY) => Some(quoted(key)),
+            Segment::Map { key } => Some(quoted(key)),
             Segment::Seq { index } => Some(index.to_string()),
             Segment::Enum { variant } => Some(variant.clone()),
             _ => None,

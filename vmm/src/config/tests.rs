@@ -1,3 +1,6 @@
+use devices::registry::DeviceConfig;
+use devices::virtio::DeviceType;
+
 use super::*;
 
 fn refused(text: &str) -> String {
@@ -105,6 +108,84 @@ fn a_value_that_no_disk_can_have_names_its_line_key_and_value() {
         "{text}"
     );
     assert!(text.contains("100"), "{text}");
+}
+
+/// What is behind a generic device.
+fn behind(config: &Config, guest: &str, devid: u32, id: u32) -> Option<String> {
+    let device = config.guest(guest, None);
+    let device = device.virtio(devid, DeviceType(id))?;
+    let DeviceConfig::Blk(disk) = device else {
+        panic!("{device:?}")
+    };
+    Some(disk.path.display().to_string())
+}
+
+#[test]
+fn a_devices_number_goes_before_its_type_and_both_before_patterns() {
+    let config = parsed(
+        "[guest.web.virtio.1.blk]\npath = \"/number\"\n\
+         [guest.web.virtio.device2.blk]\npath = \"/type\"\n\
+         [guest.web.virtio.\"device*\".blk]\npath = \"/pattern\"\n\
+         [guest.web.virtio.\"*\".blk]\npath = \"/any\"\n",
+    );
+
+    assert_eq!(behind(&config, "web", 1, 2).as_deref(), Some("/number"));
+    assert_eq!(behind(&config, "web", 0, 2).as_deref(), Some("/type"));
+    assert_eq!(behind(&config, "web", 0, 4).as_deref(), Some("/pattern"));
+    assert_eq!(behind(&config, "db", 1, 2), None);
+}
+
+#[test]
+fn a_device_is_configured_with_the_keys_of_its_kind_and_no_others() {
+    let text = refused("[guest.a.virtio.0.blk]\npath = \"/a\"\nsize = 3\n");
+
+    assert!(text.starts_with("/etc/xen-dm.toml, line 3"), "{text}");
+    assert!(
+        text.contains("guest.a.virtio.0.blk") && text.contains("size"),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_kind_that_does_not_exist_is_refused() {
+    let text = refused("\n[guest.a.virtio.0.gpu]\n");
+
+    assert!(
+        text.starts_with("/etc/xen-dm.toml, line 2, key guest.a.virtio.0"),
+        "{text}"
+    );
+    assert!(text.contains("gpu") && text.contains("blk"), "{text}");
+}
+
+#[test]
+fn a_value_that_no_device_can_have_names_its_line_key_and_value() {
+    let text = refused("[guest.\"w*\".virtio.0.blk]\npath = \"/a\"\n\n# odd\nqueue-size = 100\n");
+
+    let place = "/etc/xen-dm.toml, line 5, key guest.\"w*\".virtio.0.blk.queue-size";
+    assert!(text.starts_with(place), "{text}");
+    assert!(text.contains("queue-size 100"), "{text}");
+}
+
+#[test]
+fn a_device_under_the_wrong_type_is_refused_naming_both() {
+    let text = refused("[guest.a.virtio.device4.blk]\npath = \"/a\"\n");
+
+    assert!(
+        text.contains("line 1, key guest.a.virtio.device4"),
+        "{text}"
+    );
+    assert!(
+        text.contains("device4 is no blk, which is device2"),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_device_that_would_never_be_found_is_refused() {
+    let text = refused("[guest.a.virtio.rng.blk]\npath = \"/a\"\n");
+
+    assert!(text.contains("key guest.a.virtio.rng"), "{text}");
+    assert!(text.contains("neither"), "{text}");
 }
 
 #[test]

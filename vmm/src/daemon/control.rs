@@ -1,8 +1,8 @@
-//! How the daemon is asked to leave: by a signal, or by whoever started it as
-//! a library.
+//! What the daemon is asked from outside: to leave, or to read its
+//! configuration anew; by a signal, or by whoever started it as a library.
 //!
-//! Both write a byte to a socket that the control thread polls, so that a
-//! request is acted on between events and never within one.
+//! Each request is a byte in a socket that the control thread polls, so that
+//! it is acted on between events and never within one.
 
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, RawFd};
@@ -12,59 +12,27 @@ use std::sync::Arc;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::low_level::pipe;
 
-/// The signals that ask; a terminal that goes away is one of them.
-const SIGNALS: [i32; 3] = [SIGTERM, SIGINT, SIGHUP];
+/// The signals that ask the daemon to leave.
+const LEAVE: [i32; 2] = [SIGTERM, SIGINT];
+/// The signal that has the configuration read anew.
+const RELOAD: i32 = SIGHUP;
 
-/// Asks the daemon to leave. Clones ask the same daemon.
-#[derive(Clone, Debug)]
-pub struct StopHandle {
-    writer: Arc<UnixStream>,
-}
-
-/// Where the daemon hears of it.
+/// One kind of request: who asks holds one end.
 #[derive(Debug)]
-pub struct Control {
+struct Request {
     reader: UnixStream,
 }
 
-/// A handle and its other end.
-///
-/// # Errors
-/// The system's, when it gives no sockets.
-pub fn control() -> io::Result<(StopHandle, Control)> {
-    let (writer, reader) = UnixStream::pair()?;
-    writer.set_nonblocking(true)?;
-    reader.set_nonblocking(true)?;
-    Ok((
-        StopHandle {
-            writer: Arc::new(writer),
-        },
-        Control { reader },
-    ))
-}
-
-impl StopHandle {
-    /// Asks, as SIGTERM does.
-    pub fn stop(&self) {
-        // full: it was asked often enough; closed: it has left
-        let _ = (&*self.writer).write(&[0]);
+impl Request {
+    fn new() -> io::Result<(Arc<UnixStream>, Request)> {
+        let (writer, reader) = UnixStream::pair()?;
+        writer.set_nonblocking(true)?;
+        reader.set_nonblocking(true)?;
+        Ok((Arc::new(writer), Request { reader }))
     }
 
-    /// Lets the process's SIGTERM, SIGINT and SIGHUP ask from now on.
-    ///
-    /// # Errors
-    /// The system's.
-    pub fn on_signals(&self) -> io::Result<()> {
-        for signal in SIGNALS {
-            pipe::register(signal, self.writer.try_clone()?)?;
-        }
-        Ok(())
-    }
-}
-
-impl Control {
-    /// Whether there was a request since the last call.
-    pub(super) fn take(&self) -> bool {
+    /// Whether it was made since the last call.
+    fn take(&self) -> bool {
         let mut asked = false;
         let mut buffer = [0; 64];
         while let Ok(count) = (&self.reader).read(&mut buffer) {
@@ -77,9 +45,83 @@ impl Control {
     }
 }
 
-impl AsRawFd for Control {
-    fn as_raw_fd(&self) -> RawFd {
-        self.reader.as_raw_fd()
+/// Asks the daemon. Clones ask the same daemon.
+#[derive(Clone, Debug)]
+pub struct StopHandle {
+    leave: Arc<UnixStream>,
+    reload: Arc<UnixStream>,
+}
+
+/// Where the daemon hears of it.
+#[derive(Debug)]
+pub struct Control {
+    leave: Request,
+    reload: Request,
+}
+
+/// A handle and its other end.
+///
+/// # Errors
+/// The system's, when it gives no sockets.
+pub fn control() -> io::Result<(StopHandle, Control)> {
+    let (ask_leave, leave) = Request::new()?;
+    let (ask_reload, reload) = Request::new()?;
+    let handle = StopHandle {
+        leave: ask_leave,
+        reload: ask_reload,
+    };
+    Ok((handle, Control { leave, reload }))
+}
+
+impl StopHandle {
+    /// Asks it to leave, as SIGTERM does.
+    pub fn stop(&self) {
+        ask(&self.leave);
+    }
+
+    /// Asks it to read its configuration file anew, as SIGHUP does.
+    pub fn reload(&self) {
+        ask(&self.reload);
+    }
+
+    /// Lets the process's signals ask from now on: SIGTERM and SIGINT to
+    /// leave, SIGHUP to read the configuration anew.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn on_signals(&self) -> io::Result<()> {
+        for signal in LEAVE {
+            pipe::register(signal, self.leave.try_clone()?)?;
+        }
+        pipe::register(RELOAD, self.reload.try_clone()?)?;
+        Ok(())
+    }
+}
+
+fn ask(mut writer: &UnixStream) {
+    // full: it was asked often enough; closed: it has left
+    let _ = writer.write(&[0]);
+}
+
+impl Control {
+    /// Whether it was asked to leave since the last call.
+    pub(super) fn leave(&self) -> bool {
+        self.leave.take()
+    }
+
+    /// Whether it was asked to read its configuration since the last call.
+    pub(super) fn reload(&self) -> bool {
+        self.reload.take()
+    }
+
+    /// Readable when it is asked to leave.
+    pub(super) fn leave_fd(&self) -> RawFd {
+        self.leave.reader.as_raw_fd()
+    }
+
+    /// Readable when it is asked to read its configuration.
+    pub(super) fn reload_fd(&self) -> RawFd {
+        self.reload.reader.as_raw_fd()
     }
 }
 
@@ -94,8 +136,9 @@ mod tests {
         stop.stop();
         stop.clone().stop();
 
-        assert!(control.take());
-        assert!(!control.take());
+        assert!(!control.reload());
+        assert!(control.leave());
+        assert!(!control.leave());
     }
 
     #[test]
@@ -106,16 +149,20 @@ mod tests {
             stop.stop();
         }
 
-        assert!(control.take());
+        assert!(control.leave());
     }
 
     #[test]
-    fn a_signal_is_a_request() {
+    fn signals_are_requests() {
         let (stop, control) = control().unwrap();
         stop.on_signals().unwrap();
 
         signal_hook::low_level::raise(SIGTERM).unwrap();
+        let asked_by_term = (control.leave(), control.reload());
+        signal_hook::low_level::raise(SIGHUP).unwrap();
+        let asked_by_hup = (control.leave(), control.reload());
 
-        assert!(control.take());
+        assert_eq!(asked_by_term, (true, false));
+        assert_eq!(asked_by_hup, (false, true));
     }
 }

@@ -7,10 +7,18 @@ use xen::xenstore::{Error as XenstoreError, XenbusState};
 use super::error::AttachError;
 use super::served::{FileId, Phase, ServedDevice};
 use super::{AT_ONCE, Daemon, RETRY};
-use crate::discovery::{self, Backend, DomainInfo, Life, Place, Seen};
+use crate::discovery::{self, DomainInfo, Life, Place, Seen};
 use crate::guest::{DeviceSlot, GuestError};
 use crate::logs::report;
 use crate::spec::{self, SlotSpec};
+use crate::state::StateError;
+
+/// A device that is to be served, if nothing is wrong with it.
+struct Wish {
+    spec: SlotSpec,
+    /// `state`, of a device that xenstore has.
+    state: Option<XenbusState>,
+}
 
 impl Daemon {
     /// Looks at a device and does what is to be done.
@@ -18,7 +26,10 @@ impl Daemon {
     /// # Errors
     /// xenstore's, after which it has to be looked at again.
     pub(super) fn look(&mut self, place: &Place) -> Result<(), XenstoreError> {
-        let life = discovery::read_life(&self.store, &self.root, place)?;
+        let life = match self.is_given(place) {
+            true => Life::Wanted,
+            false => discovery::read_life(&self.store, &self.root, place)?,
+        };
         let served = self
             .guests
             .get(&place.domid)
@@ -46,36 +57,60 @@ impl Daemon {
             // looked at again when the guest has been stopped
             return Ok(());
         }
-        let Some(info) = discovery::read_domain(&self.store, place.domid)? else {
+        if !self.lives(place.domid)? {
             tracing::debug!(%place, "nodes of a domain that is not there");
             return Ok(());
-        };
+        }
+        let info = DomainInfo::read(&self.store, place.domid)?;
         let span = tracing::info_span!("guest", domid = %place.domid, name = %info.name);
         let _entered = span.enter();
-        let attached = match discovery::read_backend(&self.store, &self.root, place)? {
+        let Some(wish) = self.wish(place, &info)? else {
             // its removal is told by an event of its own
-            Seen::Gone => return Ok(()),
-            Seen::Malformed(error) => Err(error.into()),
-            Seen::Device(backend) => self.attach(place, &info, &backend),
+            return Ok(());
         };
+        // The guest's windows are claimed whatever becomes of the device:
+        // libxl does not wait for all kinds, and a guest that finds nobody at
+        // its device's registers does not get past it.
+        let attached = self
+            .serve_guest(place.domid, &info)
+            .map(drop)
+            .and_then(|()| self.attach(place, &info, wish?));
         match attached {
             Ok(()) => {
                 self.refused.remove(place);
                 // an earlier daemon may have left one, too
-                discovery::clear_error(&self.store, &self.root, place)
+                self.clear_error(place)
             }
             Err(AttachError::Xenstore(error)) => Err(error),
             Err(error) => self.refuse(place, &info, &error),
         }
     }
 
-    fn attach(
-        &mut self,
+    /// What is to be served at a place; nothing if its nodes have gone.
+    fn wish(
+        &self,
         place: &Place,
         info: &DomainInfo,
-        backend: &Backend,
-    ) -> Result<(), AttachError> {
-        let spec = spec::disk(&self.options.config, info, place.key.devid, &backend.disk)?;
+    ) -> Result<Option<Result<Wish, AttachError>>, XenstoreError> {
+        if let Some(spec) = self.served.given.get(place) {
+            let spec = spec.clone();
+            return Ok(Some(Ok(Wish { spec, state: None })));
+        }
+        Ok(
+            match discovery::read_backend(&self.store, &self.root, place)? {
+                Seen::Gone => None,
+                Seen::Malformed(error) => Some(Err(error.into())),
+                Seen::Device(backend) => {
+                    let spec = spec::device(&self.options.config, info, &place.key, &backend.node);
+                    let state = Some(backend.state);
+                    Some(spec.map(|spec| Wish { spec, state }).map_err(Into::into))
+                }
+            },
+        )
+    }
+
+    fn attach(&mut self, place: &Place, info: &DomainInfo, wish: Wish) -> Result<(), AttachError> {
+        let Wish { spec, state } = wish;
         let device = match spec.device.clone().open() {
             Err(OpenError::Blk(ImageError::InUse { path })) => {
                 return Err(match self.user_of(&spec) {
@@ -94,22 +129,25 @@ impl Daemon {
         };
         let served = self.serve_guest(place.domid, info)?;
         served.guest.add(slot)?;
-        if let Some(image) = spec.image() {
-            tracing::info!(
-                device = %place.key,
-                name = spec.name.as_deref().unwrap_or_default(),
-                image = %image.display(),
-                readonly = backend.disk.readonly,
-                grants = spec.grants,
-                "serving a disk"
-            );
-        }
-        if backend.state != XenbusState::Initialising && backend.state != XenbusState::InitWait {
+        let image = spec.image().map(|image| image.display().to_string());
+        tracing::info!(
+            device = %place.key,
+            kind = spec.device.kind().name,
+            name = spec.name,
+            image,
+            base = format_args!("{:#x}", spec.base),
+            irq = spec.irq,
+            grants = spec.grants,
+            "serving a device"
+        );
+        if let Some(state) = state
+            && state != XenbusState::Initialising
+            && state != XenbusState::InitWait
+        {
             tracing::warn!(
                 device = %place.key,
-                "its state was {}: an earlier daemon has served it and its driver does not know \
-                 that it starts anew. Reboot the guest, or unbind and bind the driver in it",
-                backend.state
+                "its state was {state}: an earlier daemon has served it and its driver does not \
+                 know that it starts anew. Reboot the guest, or unbind and bind the driver in it"
             );
         }
         served
@@ -117,8 +155,28 @@ impl Daemon {
             .insert(place.key.clone(), ServedDevice::new(&spec));
         // the guest's window is claimed and the device in place: only now may
         // the toolstack start the guest
-        discovery::write_state(&self.store, &self.root, place, XenbusState::InitWait)?;
+        self.tell(place, XenbusState::InitWait)?;
         Ok(())
+    }
+
+    /// Whether xenstore knows nothing of a device.
+    fn is_given(&self, place: &Place) -> bool {
+        self.served.given.contains_key(place)
+    }
+
+    /// Tells the toolstack how far a device is.
+    pub(super) fn tell(&self, place: &Place, state: XenbusState) -> Result<(), XenstoreError> {
+        if !self.is_given(place) {
+            discovery::write_state(&self.store, &self.root, place, state)?;
+        }
+        Ok(())
+    }
+
+    fn clear_error(&self, place: &Place) -> Result<(), XenstoreError> {
+        match self.is_given(place) {
+            true => Ok(()),
+            false => discovery::clear_error(&self.store, &self.root, place),
+        }
     }
 
     /// Which of our devices has the image of `spec`.
@@ -149,6 +207,10 @@ impl Daemon {
         let message = format!("guest {} (domain {domid}), {key}: {reason}", info.name);
         tracing::error!(device = %key, "not served: {reason}");
         self.refused.insert(place.clone(), reason);
+        let by_another = matches!(error, AttachError::State(StateError::Served { .. }));
+        if by_another || self.is_given(place) {
+            return Ok(());
+        }
         discovery::report_error(&self.store, &self.root, place, error.errno(), &message)
     }
 
@@ -199,14 +261,13 @@ impl Daemon {
 
     /// Answers the toolstack that a device is closed.
     fn close(&mut self, place: &Place) -> Result<(), XenstoreError> {
-        discovery::write_state(&self.store, &self.root, place, XenbusState::Closed)?;
-        Ok(())
+        self.tell(place, XenbusState::Closed)
     }
 
     /// A device that is not there any more leaves no error behind.
     fn forget(&mut self, place: &Place) -> Result<(), XenstoreError> {
         match self.refused.remove(place) {
-            Some(_) => discovery::clear_error(&self.store, &self.root, place),
+            Some(_) => self.clear_error(place),
             None => Ok(()),
         }
     }

@@ -3,13 +3,14 @@
 use std::io;
 use std::path::PathBuf;
 
-use devices::blk::{ConfigError, ImageError};
+use devices::blk::ImageError;
 use devices::registry::OpenError;
 use thiserror::Error;
-use xen::xenstore;
+use xen::{DomId, xenstore};
 
 use crate::discovery::NodeError;
 use crate::guest::GuestError;
+use crate::spec::SpecError;
 use crate::state::StateError;
 
 /// Why the daemon does not start.
@@ -37,6 +38,28 @@ pub enum StartError {
     /// The state directory cannot be used, or another daemon uses it.
     #[error(transparent)]
     State(#[from] StateError),
+    /// The guest to serve is not there.
+    #[error("there is no domain {0}: `xl list` shows those that there are")]
+    NoGuest(DomId),
+    /// The guest to serve is not served.
+    #[error("domain {domid} cannot be served")]
+    Guest {
+        /// The guest.
+        domid: DomId,
+        /// Why.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// A device given for the guest is not served.
+    #[error("{device} of domain {domid} is not served: {reason}")]
+    Device {
+        /// The guest.
+        domid: DomId,
+        /// The device, by its kind and its place on the command line.
+        device: String,
+        /// Why.
+        reason: String,
+    },
     /// The system gives no descriptors.
     #[error("setting up the control loop: {what} failed")]
     System {
@@ -70,7 +93,7 @@ pub(super) enum AttachError {
     Node(#[from] NodeError),
     /// Nodes and configuration together make no device.
     #[error(transparent)]
-    Spec(#[from] ConfigError),
+    Spec(#[from] SpecError),
     /// Another device of ours has the image.
     #[error(
         "image {} is in use by {user}: give each disk an image of its own, or make both read-only",
@@ -103,6 +126,7 @@ impl AttachError {
     /// The number that xenbus tools expect before the text.
     pub(super) fn errno(&self) -> i32 {
         match self {
+            AttachError::Spec(SpecError::NoEntry { .. }) => libc::ENOENT,
             AttachError::Node(_) | AttachError::Spec(_) => libc::EINVAL,
             AttachError::Shared { .. }
             | AttachError::Open(OpenError::Blk(ImageError::InUse { .. })) => libc::EBUSY,

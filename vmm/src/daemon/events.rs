@@ -3,11 +3,11 @@
 use std::collections::BTreeSet;
 
 use xen::DomId;
-use xen::xenstore::{Error as XenstoreError, Event, XenbusState};
+use xen::xenstore::{Error as XenstoreError, Event, WatchEvent, XenbusState};
 
 use super::served::ServedDevice;
 use super::{Daemon, RETRY};
-use crate::discovery::{self, Place, Touched};
+use crate::discovery::{Place, Touched};
 use crate::guest::{DeviceKey, GuestError, GuestEvent};
 use crate::logs::report;
 
@@ -35,15 +35,7 @@ impl Daemon {
 
     fn note(&mut self, event: Event, todo: &mut Todo) {
         match event {
-            Event::Watch(watch) if watch.token == self.watches.released.token() => todo.ends = true,
-            Event::Watch(watch) if watch.token == self.watches.introduced.token() => {
-                todo.list = true;
-            }
-            Event::Watch(watch) => match self.root.touched(&watch.path) {
-                Touched::Device(place) => drop(todo.places.insert(place)),
-                Touched::List => todo.list = true,
-                Touched::Nothing => tracing::debug!(path = watch.path, "not a device's node"),
-            },
+            Event::Watch(watch) => self.note_watch(&watch, todo),
             Event::Disconnected => {
                 tracing::warn!("xenstored is gone; guests are served on, changes wait for it");
             }
@@ -64,6 +56,30 @@ impl Daemon {
         }
     }
 
+    fn note_watch(&self, event: &WatchEvent, todo: &mut Todo) {
+        let domains = self.watches.domains.as_ref();
+        if domains.is_some_and(|watches| event.token == watches.released.token()) {
+            todo.ends = true;
+            return;
+        }
+        if domains.is_some_and(|watches| event.token == watches.introduced.token()) {
+            todo.list = true;
+            return;
+        }
+        match self.root.touched(&event.path) {
+            Touched::Device(place) if self.served.includes(&place) => {
+                todo.places.insert(place);
+            }
+            Touched::List => {
+                todo.list = true;
+                // nothing else tells
+                todo.ends = todo.ends || domains.is_none();
+            }
+            Touched::Device(_) => {}
+            Touched::Nothing => tracing::debug!(path = event.path, "not a device's node"),
+        }
+    }
+
     fn work(&mut self, todo: Todo) {
         let outcome = self.look_at(todo);
         self.settle(outcome);
@@ -75,9 +91,7 @@ impl Daemon {
         }
         let mut places = todo.places;
         if todo.list || todo.everything {
-            let listed = discovery::list(&self.store, &self.root)?
-                .into_iter()
-                .collect();
+            let listed = self.served.places(&self.store, &self.root)?;
             let known = self.known();
             match todo.everything {
                 true => places.extend(known.union(&listed).cloned()),
@@ -126,6 +140,9 @@ impl Daemon {
             ends: true,
             ..Todo::default()
         });
+        if self.must_poll() {
+            self.look_again(RETRY);
+        }
     }
 
     /// Guests' threads have something to say, or a guest was stopped.
@@ -169,7 +186,7 @@ impl Daemon {
                     tracing::info!(device = %key, "the driver is up");
                 }
                 let place = Place { domid, key };
-                discovery::write_state(&self.store, &self.root, &place, XenbusState::Connected)?;
+                self.tell(&place, XenbusState::Connected)?;
             }
             GuestEvent::DriverReset(key) => tracing::debug!(device = %key, "the driver left"),
             GuestEvent::NeedsReset(key) => {

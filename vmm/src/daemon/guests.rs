@@ -9,10 +9,12 @@ use xen::xenstore::Error as XenstoreError;
 use super::error::AttachError;
 use super::served::ServedGuest;
 use super::{AT_ONCE, Daemon, Stopping};
-use crate::discovery::{self, DomainInfo};
-use crate::guest::Guest;
+use crate::config::Config;
+use crate::discovery::DomainInfo;
+use crate::guest::{Guest, GuestConfig};
 use crate::logs::report;
 use crate::spec;
+use crate::state::StateError;
 
 impl Daemon {
     /// The guest's thread, started and recorded with the guest's first device.
@@ -25,8 +27,15 @@ impl Daemon {
             Entry::Occupied(served) => return Ok(served.into_mut()),
             Entry::Vacant(vacant) => vacant,
         };
+        if let Some(maker) = self.state.other(domid) {
+            let pid = maker.pid;
+            return Err(StateError::Served { domid, pid }.into());
+        }
         let wake = self.wake.try_clone().map_err(AttachError::System)?;
-        let config = spec::guest(&self.options.config, domid, info);
+        let config = GuestConfig {
+            windows: self.served.windows(),
+            ..spec::guest(&self.options.config, domid, info)
+        };
         let guest = Guest::start(&self.host, config, wake)?;
         let record = self
             .state
@@ -39,18 +48,19 @@ impl Daemon {
         }))
     }
 
-    /// Stops the guests whose domain is gone.
+    /// Stops the guests whose domain is gone. With the only guest there was,
+    /// the daemon goes.
     ///
     /// # Errors
     /// xenstore's.
     pub(super) fn end_dead_guests(&mut self) -> Result<(), XenstoreError> {
         let known: Vec<DomId> = self.guests.keys().copied().collect();
         for domid in known {
-            if !discovery::is_alive(&self.store, domid)? {
+            if !self.lives(domid)? {
                 self.stop(domid, "the domain is gone");
             }
         }
-        Ok(())
+        self.leave_with_guest()
     }
 
     /// Stops a guest on a thread of its own: a queue may take its time, and
@@ -115,9 +125,36 @@ impl Daemon {
         }
     }
 
+    /// Someone wants the configuration read anew. What is served stays as it is.
+    pub(super) fn on_reload(&mut self) {
+        if !self.control.reload() {
+            return;
+        }
+        let Some(file) = &self.options.config_file else {
+            tracing::warn!("asked to read the configuration anew, but started without a file");
+            return;
+        };
+        match Config::load(file) {
+            Ok(config) => {
+                let before = &self.options.config;
+                if config.state_dir != before.state_dir || config.log != before.log {
+                    tracing::warn!("state-dir and log are read at start only");
+                }
+                tracing::info!(
+                    file = %file.display(),
+                    "the configuration was read anew; it is for guests and devices to come"
+                );
+                self.options.config = config;
+                // a device that was refused is one of these
+                self.look_again(AT_ONCE);
+            }
+            Err(error) => tracing::error!("the configuration stays as it was: {}", report(&error)),
+        }
+    }
+
     /// Someone wants the daemon to leave.
-    pub(super) fn on_control(&mut self) {
-        if !self.control.take() {
+    pub(super) fn on_leave(&mut self) {
+        if !self.control.leave() {
             return;
         }
         self.leaving = true;
@@ -136,7 +173,7 @@ impl Daemon {
         let names = names.join(", ");
         if self.options.force {
             tracing::warn!(
-                "asked to leave, and started with --force: the disks of {names} stop answering"
+                "asked to leave, and started with --force: the devices of {names} stop answering"
             );
             let all: Vec<DomId> = self.guests.keys().copied().collect();
             for domid in all {
@@ -145,8 +182,8 @@ impl Daemon {
         } else {
             tracing::warn!(
                 "asked to leave, but guests are attached: {names}. Staying until they are gone: \
-                 shut them down (`xl shutdown`), or start the daemon with --force to let it leave \
-                 its guests behind"
+                 shut them down (`xl shutdown`), or start xen-dm with --force to let it leave its \
+                 guests behind"
             );
         }
     }

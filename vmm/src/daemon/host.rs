@@ -6,7 +6,7 @@ use xen::xenstore::Xenstore;
 use xen::{DomId, Host};
 
 use super::error::StartError;
-use crate::discovery::read_domain;
+use crate::discovery::{Root, read_domain};
 use crate::logs::report;
 use crate::state::StateDir;
 
@@ -34,20 +34,26 @@ pub(super) fn check(host: &Host) -> Result<(), StartError> {
 }
 
 /// Destroys the ioreq servers that a dead process of ours has left: they would
-/// be asked in place of the new ones. What fails is logged and left.
+/// be asked in place of the new ones. `one`: of that guest alone. What fails is
+/// logged and left.
 ///
 /// # Errors
 /// The state directory cannot be read, or privcmd not opened.
 pub(super) fn remove_stale(
     host: &Host,
     store: &Xenstore,
+    root: &Root,
     state: &StateDir,
+    one: Option<DomId>,
 ) -> Result<(), StartError> {
     for (record, file) in state.stale()? {
         let domid = DomId(record.domid);
+        if one.is_some_and(|one| one != domid) {
+            continue;
+        }
         let span = tracing::info_span!("stale", %domid, server = record.server);
         let _entered = span.enter();
-        let same_guest = match read_domain(store, domid) {
+        let same_guest = match read_domain(store, root, domid) {
             Ok(None) => false,
             Ok(Some(info)) => {
                 info.uuid.is_none() || record.uuid.is_none() || info.uuid == record.uuid

@@ -3,12 +3,12 @@
 //! One control thread waits, by event-manager, for xenstored, for the guests'
 //! threads, for requests to leave, and for a timer. It alone talks to
 //! xenstored and decides what is served; what it decides is carried out by each
-//! guest's own thread.
+//! guest's own thread. `xen-dm run` is the same with one guest ([`Scope`]).
 //!
 //! ```text
 //!  xenstored ── watches ──┐                       ┌─ Guest::start, add, remove
 //!  guests ── GuestEvent ──┼─► look at one device ─┼─ state 2, 4, 6; error
-//!  SIGTERM, StopHandle ───┤   (device.rs)         └─ Guest::stop, on a thread of its own
+//!  signals, StopHandle ───┤   (device.rs)         └─ Guest::stop, on a thread of its own
 //!  timer (after failures)─┘
 //! ```
 //!
@@ -23,11 +23,14 @@ mod error;
 mod events;
 mod guests;
 mod host;
+mod one;
+mod scope;
 mod served;
 
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::AsRawFd;
+use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -40,7 +43,10 @@ use xen::{DomId, Host};
 
 pub use control::{Control, StopHandle, control};
 pub use error::{RunError, StartError};
+pub use scope::Scope;
 
+use one::One;
+use scope::Served;
 use served::ServedGuest;
 
 use crate::config::Config;
@@ -57,6 +63,10 @@ const AT_ONCE: Duration = Duration::from_millis(1);
 pub struct Options {
     /// The configuration.
     pub config: Config,
+    /// The file it is from, which is read anew on request.
+    pub config_file: Option<PathBuf>,
+    /// Which guests are served.
+    pub scope: Scope,
     /// Leave when asked to, even while guests are attached.
     pub force: bool,
 }
@@ -66,15 +76,17 @@ pub struct Options {
 enum Source {
     Xenstore,
     Guests,
-    Control,
+    Leave,
+    Reload,
     Timer,
 }
 
 impl Source {
-    const ALL: [Source; 4] = [
+    const ALL: [Source; 5] = [
         Source::Xenstore,
         Source::Guests,
-        Source::Control,
+        Source::Leave,
+        Source::Reload,
         Source::Timer,
     ];
 
@@ -82,8 +94,9 @@ impl Source {
         match self {
             Source::Xenstore => 0,
             Source::Guests => 1,
-            Source::Control => 2,
-            Source::Timer => 3,
+            Source::Leave => 2,
+            Source::Reload => 3,
+            Source::Timer => 4,
         }
     }
 }
@@ -93,6 +106,12 @@ impl Source {
 struct Watches {
     /// The back ends' directories.
     _kinds: Vec<Watch>,
+    /// Domains that come and go, where this domain may know.
+    domains: Option<DomainWatches>,
+}
+
+/// What dom0 alone may watch.
+struct DomainWatches {
     /// A domain came: nodes may have been there before it.
     introduced: Watch,
     /// A domain went, or shut down.
@@ -111,6 +130,9 @@ pub struct Daemon {
     options: Options,
     store: Xenstore,
     root: Root,
+    served: Served,
+    /// The only guest, if there is but one.
+    one: Option<One>,
     watches: Watches,
     state: StateDir,
     control: Control,
@@ -130,17 +152,22 @@ pub struct Daemon {
 
 impl Daemon {
     /// Checks the host, takes the state directory, removes what a dead daemon
-    /// left, and sets the watches.
+    /// left, and sets the watches. With one guest, it is served when this
+    /// returns.
     ///
     /// # Errors
     /// [`StartError`]; nothing is left behind then.
     pub fn start(host: Host, options: Options, control: Control) -> Result<Daemon, StartError> {
         host::check(&host)?;
         let store = host.connect_xenstore().map_err(StartError::Xenstore)?;
-        let state = StateDir::open(&options.config.state_dir)?;
+        let served = Served::new(&options.scope);
+        let state = match served.one {
+            None => StateDir::open(&options.config.state_dir)?,
+            Some(_) => StateDir::beside(&options.config.state_dir)?,
+        };
         let own = discovery::own_domain(&store).map_err(StartError::OwnDomain)?;
         let root = Root::new(own);
-        host::remove_stale(&host, &store, &state)?;
+        host::remove_stale(&host, &store, &root, &state, served.one)?;
         let watches = set_watches(&store, &root).map_err(StartError::Xenstore)?;
         let system = |what| move |source| StartError::System { what, source };
         let wake =
@@ -154,11 +181,13 @@ impl Daemon {
             state_dir = %options.config.state_dir.display(),
             "serving the back ends of this domain"
         );
-        Ok(Daemon {
+        let mut daemon = Daemon {
             host,
             options,
             store,
             root,
+            one: served.one.map(One::new),
+            served,
             watches,
             state,
             control,
@@ -170,7 +199,9 @@ impl Daemon {
             refused: BTreeMap::new(),
             leaving: false,
             lost: false,
-        })
+        };
+        daemon.begin()?;
+        Ok(daemon)
     }
 
     /// Serves until it is asked to leave and may. All guests are stopped then.
@@ -204,7 +235,8 @@ impl Daemon {
         match source {
             Source::Xenstore => self.store.watch_fd(),
             Source::Guests => self.wake.as_raw_fd(),
-            Source::Control => self.control.as_raw_fd(),
+            Source::Leave => self.control.leave_fd(),
+            Source::Reload => self.control.reload_fd(),
             Source::Timer => self.timer.as_raw_fd(),
         }
     }
@@ -231,7 +263,8 @@ impl MutEventSubscriber for Daemon {
         match source {
             Some(Source::Xenstore) => self.on_xenstore(),
             Some(Source::Guests) => self.on_guests(),
-            Some(Source::Control) => self.on_control(),
+            Some(Source::Leave) => self.on_leave(),
+            Some(Source::Reload) => self.on_reload(),
             Some(Source::Timer) => self.on_timer(),
             None => {}
         }
@@ -243,10 +276,26 @@ impl MutEventSubscriber for Daemon {
 fn set_watches(store: &Xenstore, root: &Root) -> Result<Watches, xen::xenstore::Error> {
     let kinds = discovery::KINDS
         .iter()
-        .map(|kind| store.watch(&root.kind(kind)));
+        .map(|kind| store.watch(&root.kind(kind.name)));
+    let domains = || {
+        Ok(DomainWatches {
+            introduced: store.watch("@introduceDomain")?,
+            released: store.watch("@releaseDomain")?,
+        })
+    };
+    let domains = match domains() {
+        Ok(watches) => Some(watches),
+        Err(error) if discovery::is_refused(&error) => {
+            tracing::info!(
+                "this domain may not watch others come and go (it is not dom0): a guest's end is \
+                 seen when its back ends are removed"
+            );
+            None
+        }
+        Err(error) => return Err(error),
+    };
     Ok(Watches {
         _kinds: kinds.collect::<Result<_, _>>()?,
-        introduced: store.watch("@introduceDomain")?,
-        released: store.watch("@releaseDomain")?,
+        domains,
     })
 }

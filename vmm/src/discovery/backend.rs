@@ -3,9 +3,9 @@
 use xen::DomId;
 use xen::xenstore::{Error, Node, Transaction, Tree, XenbusState, Xenstore, path};
 
-use super::disk::DiskNode;
+use super::node::DeviceNode;
 use super::place::{Place, Root, decimal};
-use super::{KINDS, NodeError, is_about_nodes};
+use super::{KINDS, NodeError, is_about_nodes, is_refused};
 use crate::guest::DeviceKey;
 
 /// Longest error text that is written, characters.
@@ -42,8 +42,8 @@ pub enum Seen {
 pub struct Backend {
     /// `state`.
     pub state: XenbusState,
-    /// The device.
-    pub disk: DiskNode,
+    /// The rest.
+    pub node: DeviceNode,
 }
 
 /// Every device that xenstore has for this domain.
@@ -53,7 +53,7 @@ pub struct Backend {
 pub fn list(store: &Xenstore, root: &Root) -> Result<Vec<Place>, Error> {
     let mut places = Vec::new();
     for kind in KINDS {
-        let kind_path = root.kind(kind);
+        let kind_path = root.kind(kind.name);
         for domid in children(store, &kind_path)?
             .iter()
             .filter_map(|name| decimal(name))
@@ -62,7 +62,7 @@ pub fn list(store: &Xenstore, root: &Root) -> Result<Vec<Place>, Error> {
                 match decimal(&devid) {
                     Some(devid) => places.push(Place {
                         domid: DomId(domid),
-                        key: DeviceKey::new(*kind, devid),
+                        key: DeviceKey::new(kind.name, devid),
                     }),
                     None => tracing::warn!(
                         "xenstore {kind_path}/{domid} has {devid:?}, which is no device number"
@@ -127,8 +127,10 @@ pub fn read_backend(store: &Xenstore, root: &Root, place: &Place) -> Result<Seen
 fn read_device(node: &Node<'_>, place: &Place) -> Result<Backend, NodeError> {
     let state = node.read::<XenbusState>("state")?;
     node.read_optional::<bool>("online")?;
-    let disk = DiskNode::read(node, place.domid)?;
-    Ok(Backend { state, disk })
+    let kind = KINDS.iter().find(|kind| kind.name == place.key.kind);
+    let kind = kind.ok_or_else(|| NodeError::Kind(place.key.kind.clone()))?;
+    let node = DeviceNode::read(node, kind, place.domid)?;
+    Ok(Backend { state, node })
 }
 
 /// Writes a device's state, unless its directory is gone, or the device is to
@@ -180,7 +182,11 @@ pub fn report_error(
         if node.exists("")? {
             node.write("error", &text)?;
         }
-        tx.write(&root.error(place), &text)
+        match tx.write(&root.error(place), &text) {
+            // a domain need not own all of its own directory
+            Err(error) if is_refused(&error) => Ok(()),
+            other => other,
+        }
     })
 }
 

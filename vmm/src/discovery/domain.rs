@@ -1,7 +1,9 @@
 //! What xenstore says about domains.
 
 use xen::DomId;
-use xen::xenstore::{Errno, Error, Tree, Xenstore};
+use xen::xenstore::{Error, Tree, Xenstore};
+
+use super::{KINDS, Root, is_refused};
 
 /// The node with a domain's own number.
 const OWN_DOMID: &str = "domid";
@@ -38,32 +40,61 @@ pub fn own_domain(store: &Xenstore) -> Result<DomId, Error> {
 ///
 /// # Errors
 /// xenstore's.
-pub fn read_domain(store: &Xenstore, domid: DomId) -> Result<Option<DomainInfo>, Error> {
-    if !is_alive(store, domid)? {
-        return Ok(None);
+pub fn read_domain(
+    store: &Xenstore,
+    root: &Root,
+    domid: DomId,
+) -> Result<Option<DomainInfo>, Error> {
+    match is_alive(store, root, domid)? {
+        true => DomainInfo::read(store, domid).map(Some),
+        false => Ok(None),
     }
-    let own = store.at(format!("/local/domain/{domid}"));
-    let text = |key| match own.read_optional::<String>(key) {
-        // outside dom0 these may be closed to us
-        Err(error) if error.errno() == Some(&Errno::Access) => Ok(None),
-        other => other,
-    };
-    let name = text("name")?.filter(|name| !name.is_empty());
-    let uuid = text("vm")?.and_then(|vm| vm.strip_prefix(VM_PREFIX).map(str::to_owned));
-    Ok(Some(DomainInfo {
-        name: name.unwrap_or_else(|| format!("domain-{domid}")),
-        uuid,
-    }))
 }
 
-/// Whether a domain is there and not dying.
+impl DomainInfo {
+    /// Name and uuid of a domain, as far as they are known.
+    ///
+    /// # Errors
+    /// xenstore's.
+    pub fn read(store: &Xenstore, domid: DomId) -> Result<DomainInfo, Error> {
+        let own = store.at(format!("/local/domain/{domid}"));
+        let text = |key| match own.read_optional::<String>(key) {
+            // outside dom0 these may be closed to us
+            Err(error) if is_refused(&error) => Ok(None),
+            other => other,
+        };
+        let name = text("name")?.filter(|name| !name.is_empty());
+        let uuid = text("vm")?.and_then(|vm| vm.strip_prefix(VM_PREFIX).map(str::to_owned));
+        Ok(DomainInfo {
+            name: name.unwrap_or_else(|| format!("domain-{domid}")),
+            uuid,
+        })
+    }
+}
+
+/// Whether a domain is there and not dying, as far as xenstored tells.
 ///
 /// # Errors
 /// xenstore's.
-pub fn is_alive(store: &Xenstore, domid: DomId) -> Result<bool, Error> {
+pub fn is_alive(store: &Xenstore, root: &Root, domid: DomId) -> Result<bool, Error> {
     match store.is_domain_introduced(domid) {
-        // only dom0 may ask; elsewhere the toolstack's removal has to do
-        Err(error) if error.errno() == Some(&Errno::Access) => Ok(true),
+        Err(error) if is_refused(&error) => is_seen(store, root, domid),
         other => other,
     }
+}
+
+/// Whether a domain has left traces, where xenstored does not say more to a
+/// domain that is not dom0: its directory, and where not even that may be
+/// looked at, its back ends in this domain. The toolstack removes both with it.
+pub(super) fn is_seen(store: &Xenstore, root: &Root, domid: DomId) -> Result<bool, Error> {
+    match store.exists(&format!("/local/domain/{domid}")) {
+        Err(error) if is_refused(&error) => {}
+        other => return other,
+    }
+    for kind in KINDS {
+        if store.exists(&format!("{}/{domid}", root.kind(kind.name)))? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }

@@ -85,7 +85,7 @@ impl Root {
     #[must_use]
     pub fn touched(&self, changed: &str) -> Touched {
         for kind in KINDS {
-            let list = self.kind(kind);
+            let list = self.kind(kind.name);
             if path::is_within(&list, changed) {
                 return Touched::List;
             }
@@ -103,7 +103,7 @@ impl Root {
                 (Some(domid), Some(name)) => match decimal(name) {
                     Some(devid) => Touched::Device(Place {
                         domid,
-                        key: DeviceKey::new(*kind, devid),
+                        key: DeviceKey::new(kind.name, devid),
                     }),
                     None => Touched::Nothing,
                 },

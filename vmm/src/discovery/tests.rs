@@ -1,7 +1,8 @@
+use devices::virtio::DeviceType;
 use xen::DomId;
-use xen::fake::toolstack::{Device, Toolstack, VirtioDisk};
+use xen::fake::toolstack::{Device, Toolstack, VirtioDevice, VirtioDisk};
 use xen::fake::xenstored::Store;
-use xen::xenstore::{XenbusState, Xenstore};
+use xen::xenstore::{Access, Permission, Tree, XenbusState, Xenstore};
 
 use super::*;
 use crate::guest::DeviceKey;
@@ -55,11 +56,28 @@ impl Dom0 {
         }
     }
 
-    fn disk(&self) -> DiskNode {
+    fn node(&self) -> DeviceNode {
         match self.seen() {
-            Seen::Device(backend) => backend.disk,
+            Seen::Device(backend) => backend.node,
             other => panic!("{other:?}"),
         }
+    }
+
+    fn disk(&self) -> DiskNode {
+        match self.node().announced {
+            Announced::Disk(disk) => disk,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Another device of the guest's: of `virtio = [ ... ]`.
+    fn virtio(&self, kind: &str) -> Seen {
+        let device = VirtioDevice {
+            device_type: kind.to_owned(),
+            ..VirtioDevice::new(GUEST, 0, 1, 4)
+        };
+        self.toolstack.add(&device).unwrap();
+        read_backend(&self.store, &self.root, &virtio_place()).unwrap()
     }
 }
 
@@ -70,11 +88,76 @@ fn place() -> Place {
     }
 }
 
+fn virtio_place() -> Place {
+    Place {
+        domid: GUEST,
+        key: DeviceKey::new("virtio", 0),
+    }
+}
+
+#[test]
+fn a_generic_device_as_libxl_writes_it_is_read_whole() {
+    let dom0 = Dom0::with_disk();
+
+    let Seen::Device(Backend { state, node }) = dom0.virtio("virtio,device4") else {
+        panic!("no device")
+    };
+
+    assert_eq!(state, XenbusState::Initialising);
+    let expected = DeviceNode {
+        base: 0x0200_0200,
+        irq: 34,
+        grants: true,
+        announced: Announced::Virtio(VirtioType(DeviceType(4))),
+    };
+    assert_eq!(node, expected);
+}
+
+#[test]
+fn the_number_of_a_generic_device_is_hexadecimal() {
+    let dom0 = Dom0::with_disk();
+    let announced = |kind| match dom0.virtio(kind) {
+        Seen::Device(backend) => backend.node.announced,
+        other => panic!("{other:?}"),
+    };
+
+    // virtio 1.3 §5: 26 is a file system, 38 is not
+    assert_eq!(
+        announced("virtio,device1a"),
+        Announced::Virtio(VirtioType(DeviceType(26)))
+    );
+    assert_eq!(
+        announced("virtio,device26"),
+        Announced::Virtio(VirtioType(DeviceType(38)))
+    );
+}
+
+#[test]
+fn a_type_that_is_none_is_refused_with_its_value() {
+    let dom0 = Dom0::with_disk();
+
+    for kind in [
+        "virtio,device",
+        "virtio,device0",
+        "virtio,device1q",
+        "device4",
+        "blk",
+    ] {
+        let Seen::Malformed(error) = dom0.virtio(kind) else {
+            panic!("{kind} was taken")
+        };
+
+        let text = error.to_string();
+        assert!(text.contains("virtio/3/0/type"), "{text}");
+        assert!(text.contains(&format!("{kind:?}")), "{text}");
+    }
+}
+
 #[test]
 fn a_disk_as_libxl_writes_it_is_read_whole() {
     let dom0 = Dom0::with_disk();
 
-    let Seen::Device(Backend { state, disk }) = dom0.seen() else {
+    let Seen::Device(Backend { state, node }) = dom0.seen() else {
         panic!("no device")
     };
 
@@ -84,11 +167,9 @@ fn a_disk_as_libxl_writes_it_is_read_whole() {
         readonly: false,
         discard: true,
         name: Some("xvda".to_owned()),
-        base: 0x0200_0000,
-        irq: 33,
-        grants: true,
     };
-    assert_eq!(disk, expected);
+    assert_eq!(node.announced, Announced::Disk(expected));
+    assert_eq!((node.base, node.irq, node.grants), (0x0200_0000, 33, true));
 }
 
 #[test]
@@ -98,7 +179,7 @@ fn numbers_may_be_hexadecimal_too() {
     dom0.write("base", "0x2000200");
     dom0.write("irq", "0x22");
 
-    assert_eq!((dom0.disk().base, dom0.disk().irq), (0x0200_0200, 34));
+    assert_eq!((dom0.node().base, dom0.node().irq), (0x0200_0200, 34));
 }
 
 #[test]
@@ -227,6 +308,7 @@ fn devices_are_listed_and_names_that_are_none_left_out() {
     dom0.toolstack
         .add(&VirtioDisk::new(GUEST, 1, "/images/more.img"))
         .unwrap();
+    dom0.virtio("virtio,device4");
     for odd in ["x", "3/disk", "007/51712", "70000/1"] {
         dom0.daemon
             .mkdir(&format!("/local/domain/0/backend/virtio_disk/{odd}"))
@@ -240,7 +322,7 @@ fn devices_are_listed_and_names_that_are_none_left_out() {
         domid: GUEST,
         key: DeviceKey::new("virtio_disk", 51728),
     };
-    assert_eq!(places, [place(), second]);
+    assert_eq!(places, [virtio_place(), place(), second]);
 }
 
 #[test]
@@ -263,6 +345,10 @@ fn a_changed_node_is_traced_to_its_device() {
     assert_eq!(
         root.touched("/local/domain/0/backend/virtio_disk"),
         Touched::List
+    );
+    assert_eq!(
+        root.touched("/local/domain/0/backend/virtio/3/0/online"),
+        Touched::Device(virtio_place())
     );
     assert_eq!(
         root.touched("/local/domain/0/backend/virtio_disk/3"),
@@ -333,9 +419,11 @@ fn an_error_about_a_device_that_is_gone_does_not_bring_its_directory_back() {
 fn a_domain_is_read_with_name_and_uuid_as_long_as_it_lives() {
     let dom0 = Dom0::with_disk();
 
-    let info = read_domain(&dom0.store, GUEST).unwrap().unwrap();
+    let info = read_domain(&dom0.store, &dom0.root, GUEST)
+        .unwrap()
+        .unwrap();
     dom0.daemon.release(GUEST);
-    let after = read_domain(&dom0.store, GUEST).unwrap();
+    let after = read_domain(&dom0.store, &dom0.root, GUEST).unwrap();
 
     assert_eq!(info.name, "web");
     assert_eq!(
@@ -350,7 +438,9 @@ fn a_domain_without_a_name_is_called_by_its_number() {
     let dom0 = Dom0::with_disk();
     dom0.daemon.rm("/local/domain/3/name").unwrap();
 
-    let info = read_domain(&dom0.store, GUEST).unwrap().unwrap();
+    let info = read_domain(&dom0.store, &dom0.root, GUEST)
+        .unwrap()
+        .unwrap();
 
     assert_eq!(info.name, "domain-3");
 }
@@ -373,4 +463,63 @@ fn a_driver_domain_is_known_by_its_own_node() {
     let inside = Xenstore::from_stream(dom0.daemon.connect(GUEST).unwrap()).unwrap();
 
     assert_eq!(own_domain(&inside).unwrap(), GUEST);
+}
+
+/// A driver domain, with a disk for `GUEST` in its own back ends.
+fn driver_domain(dom0: &Dom0) -> (Xenstore, Root, VirtioDisk) {
+    let own = DomId(9);
+    dom0.toolstack.create_domain(own, "driver").unwrap();
+    let disk = VirtioDisk {
+        backend: own,
+        ..VirtioDisk::new(GUEST, 0, "/images/web.img")
+    };
+    dom0.toolstack.add(&disk).unwrap();
+    let store = Xenstore::from_stream(dom0.daemon.connect(own).unwrap()).unwrap();
+    (store, Root::new(own), disk)
+}
+
+#[test]
+fn a_driver_domain_that_may_see_a_guests_directory_sees_its_end_there() {
+    let dom0 = Dom0::with_disk();
+    let (store, root, _) = driver_domain(&dom0);
+    let readable = [
+        Permission::new(DomId(0), Access::None),
+        Permission::new(root.own(), Access::Read),
+    ];
+    for path in ["/local/domain", "/local/domain/3"] {
+        dom0.daemon.set_permissions(path, &readable).unwrap();
+    }
+
+    let before = domain::is_seen(&store, &root, GUEST).unwrap();
+    dom0.daemon.rm("/local/domain/3").unwrap();
+    let after = domain::is_seen(&store, &root, GUEST).unwrap();
+
+    assert_eq!((before, after), (true, false));
+}
+
+#[test]
+fn a_driver_domain_that_may_not_sees_it_in_its_own_back_ends() {
+    let dom0 = Dom0::with_disk();
+    let (store, root, disk) = driver_domain(&dom0);
+
+    let before = domain::is_seen(&store, &root, GUEST).unwrap();
+    dom0.toolstack.clean_up(&disk.id()).unwrap();
+    let after = domain::is_seen(&store, &root, GUEST).unwrap();
+
+    assert!(store.exists("/local/domain/3").is_err());
+    assert_eq!((before, after), (true, false));
+}
+
+#[test]
+fn a_device_model_says_that_it_runs_and_leaves_no_trace() {
+    let dom0 = Dom0::with_disk();
+    let state = "/local/domain/0/device-model/3/state";
+
+    write_running(&dom0.store, &dom0.root, GUEST).unwrap();
+    let written = dom0.daemon.read(state);
+    clear_running(&dom0.store, &dom0.root, GUEST).unwrap();
+    clear_running(&dom0.store, &dom0.root, GUEST).unwrap();
+
+    assert_eq!(written.as_deref(), Some("running"));
+    assert!(!dom0.daemon.exists("/local/domain/0/device-model/3"));
 }

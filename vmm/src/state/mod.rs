@@ -41,6 +41,17 @@ pub enum StateError {
         /// The other daemon, if it said who it is.
         pid: Option<u32>,
     },
+    /// Another process serves the guest.
+    #[error(
+        "domain {domid} is served by another xen-dm (process {pid}): two would answer the same \
+         accesses"
+    )]
+    Served {
+        /// The guest.
+        domid: DomId,
+        /// The other process.
+        pid: u32,
+    },
     /// The host says no.
     #[error("{what} {} failed", path.display())]
     Io {
@@ -79,7 +90,7 @@ pub struct StateDir {
     path: PathBuf,
     maker: Maker,
     /// Keeps other daemons out.
-    _lock: Lock,
+    _lock: Option<Lock>,
 }
 
 impl StateDir {
@@ -88,18 +99,38 @@ impl StateDir {
     /// # Errors
     /// [`StateError::Running`] when another daemon has it; [`StateError::Io`].
     pub fn open(path: &Path) -> Result<StateDir, StateError> {
+        let mut state = StateDir::beside(path)?;
+        state._lock = Some(Lock::take(path, state.maker.pid)?);
+        Ok(state)
+    }
+
+    /// Makes the directory if need be, to be used beside a daemon.
+    ///
+    /// # Errors
+    /// [`StateError::Io`].
+    pub fn beside(path: &Path) -> Result<StateDir, StateError> {
         DirBuilder::new()
             .recursive(true)
             .mode(MODE)
             .create(path)
             .map_err(io_error("making the state directory", path))?;
-        let maker = Maker::this_process();
-        let lock = Lock::take(path, maker.pid)?;
         Ok(StateDir {
             path: path.to_owned(),
-            maker,
-            _lock: lock,
+            maker: Maker::this_process(),
+            _lock: None,
         })
+    }
+
+    /// The other living process that serves a guest, if there is one.
+    #[must_use]
+    pub fn other(&self, domid: DomId) -> Option<Maker> {
+        // what is no record is told of by `stale`
+        let record = ServerRecord::read(&self.file(domid)).ok()?;
+        record.maker.is_alive().then_some(record.maker)
+    }
+
+    fn file(&self, domid: DomId) -> PathBuf {
+        self.path.join(format!("{PREFIX}{domid}{SUFFIX}"))
     }
 
     /// Records that this process has made `server` for a guest.
@@ -118,7 +149,7 @@ impl StateDir {
             server,
             maker: self.maker,
         };
-        let path = self.path.join(format!("{PREFIX}{domid}{SUFFIX}"));
+        let path = self.file(domid);
         record.write(&path)?;
         Ok(Recorded { path })
     }

@@ -12,16 +12,17 @@ use tracing_subscriber::fmt::MakeWriter;
 use vmm::config::Config;
 use vmm::daemon::{Daemon, Options, RunError, StartError, StopHandle, control};
 use vmm::demo::guest::{Addresses, Disk, DriverMemory, Registers, hal};
-use xen::fake::toolstack::{Device, DeviceId, Toolstack, VirtioDisk};
-use xen::fake::{Census, Domain, DomainConfig, GuestHeap, Machine};
+use xen::fake::toolstack::{Device, DeviceId, Toolstack, VirtioDevice, VirtioDisk};
+use xen::fake::{Bank, Census, Domain, DomainConfig, GuestHeap, Machine};
 use xen::xenstore::XenbusState;
 use xen::{DomId, Host};
 
 /// Bound of every wait.
 pub const LONG: Duration = Duration::from_secs(30);
-/// First frame of a guest's RAM (`GUEST_RAM0_BASE`, `xen/include/public/arch-arm.h`).
-const RAM: u64 = 0x4_0000;
 const MEMORY: u64 = 16 << 20;
+/// Where a guest that is mapped one to one may have its RAM: no bank of
+/// libxl's is there.
+const DIRECT_RAM: u64 = 0x8000_0000;
 
 /// Waits until `done` says so.
 #[track_caller]
@@ -99,6 +100,11 @@ impl Running {
         self.stop.stop();
     }
 
+    /// Asks it to read its configuration anew.
+    pub fn reload(&self) {
+        self.stop.reload();
+    }
+
     pub fn has_left(&self) -> bool {
         self.thread.is_finished()
     }
@@ -145,7 +151,7 @@ impl Bench {
         config.state_dir = self.path("state");
         Options {
             config,
-            force: false,
+            ..Options::default()
         }
     }
 
@@ -174,21 +180,43 @@ impl Bench {
 
     /// Why a daemon does not start.
     pub fn refusal(&self) -> StartError {
+        self.refusal_of(self.options(""))
+    }
+
+    pub fn refusal_of(&self, options: Options) -> StartError {
         let (_stop, control) = control().unwrap();
         let host = Host::Fake(self.machine.clone());
-        Daemon::start(host, self.options(""), control)
+        Daemon::start(host, options, control)
             .err()
             .expect("the daemon started")
     }
 
     /// A guest that xenstored knows.
     pub fn guest(&self, name: &str) -> TestGuest {
-        let domain = self
-            .machine
-            .create_domain(DomainConfig::with_memory(MEMORY))
-            .unwrap();
+        let config = DomainConfig::with_memory(MEMORY);
+        let domain = self.machine.create_domain(config).unwrap();
         self.toolstack.create_domain(domain.id(), name).unwrap();
-        TestGuest { domain }
+        let ram = 0x4000_0000;
+        TestGuest { domain, ram }
+    }
+
+    /// A guest that Xen has made at its own start, mapped one to one, and that
+    /// xenstored has never heard of.
+    pub fn unknown_guest(&self) -> TestGuest {
+        let bank = Bank {
+            first_gfn: DIRECT_RAM >> 12,
+            frames: MEMORY >> 12,
+        };
+        let config = DomainConfig {
+            banks: vec![bank],
+            // direct_mapped
+            features: 0x0006_6005,
+            ..DomainConfig::default()
+        };
+        let domain = self.machine.create_domain(config).unwrap();
+        self.machine.store().release(domain.id());
+        let ram = DIRECT_RAM;
+        TestGuest { domain, ram }
     }
 
     /// An image of `bytes`.
@@ -211,8 +239,10 @@ impl Bench {
     }
 
     #[track_caller]
-    pub fn wait(&self, disk: &VirtioDisk, state: XenbusState) {
-        self.toolstack.wait_state(&disk.id(), state, LONG).unwrap();
+    pub fn wait(&self, device: &impl Device, state: XenbusState) {
+        self.toolstack
+            .wait_state(&device.id(), state, LONG)
+            .unwrap();
     }
 
     pub fn node(&self, id: &DeviceId, key: &str) -> Option<String> {
@@ -221,8 +251,8 @@ impl Bench {
             .read(&format!("{}/{key}", id.backend_path()))
     }
 
-    pub fn state(&self, disk: &VirtioDisk) -> Option<String> {
-        self.node(&disk.id(), "state")
+    pub fn state(&self, device: &impl Device) -> Option<String> {
+        self.node(&device.id(), "state")
     }
 
     /// Where xenbus tools look for an error.
@@ -230,19 +260,20 @@ impl Bench {
         let DeviceId {
             backend,
             domain,
+            kind,
             devid,
-            ..
         } = id;
-        format!("/local/domain/{backend}/error/backend/virtio_disk/{domain}/{devid}/error")
+        let kind = kind.name();
+        format!("/local/domain/{backend}/error/backend/{kind}/{domain}/{devid}/error")
     }
 
     /// Waits for a device's error, and gives it.
     #[track_caller]
-    pub fn error(&self, disk: &VirtioDisk) -> String {
-        let path = Self::error_path(&disk.id());
+    pub fn error(&self, device: &impl Device) -> String {
+        let path = Self::error_path(&device.id());
         until("an error node", || self.machine.store().exists(&path));
         let error = self.machine.store().read(&path).unwrap();
-        assert_eq!(self.node(&disk.id(), "error").as_ref(), Some(&error));
+        assert_eq!(self.node(&device.id(), "error").as_ref(), Some(&error));
         error
     }
 
@@ -274,6 +305,36 @@ impl Bench {
 /// A guest.
 pub struct TestGuest {
     pub domain: Domain,
+    /// Where its RAM is.
+    ram: u64,
+}
+
+/// Where a guest finds a disk, however it was announced.
+#[derive(Clone, Copy)]
+pub struct Spot {
+    pub base: u64,
+    pub irq: u32,
+    pub grants: bool,
+}
+
+impl From<&VirtioDisk> for Spot {
+    fn from(disk: &VirtioDisk) -> Self {
+        Spot {
+            base: disk.base,
+            irq: disk.irq,
+            grants: disk.grant_usage,
+        }
+    }
+}
+
+impl From<&VirtioDevice> for Spot {
+    fn from(device: &VirtioDevice) -> Self {
+        Spot {
+            base: device.base,
+            irq: device.irq,
+            grants: device.grant_usage,
+        }
+    }
 }
 
 impl TestGuest {
@@ -291,17 +352,18 @@ impl TestGuest {
     #[track_caller]
     pub fn with_driver<R: Send + 'static>(
         &self,
-        disk: &VirtioDisk,
+        disk: impl Into<Spot>,
         f: impl FnOnce(&mut Disk) -> R + Send + 'static,
     ) -> R {
-        let addresses = if disk.grant_usage {
+        let Spot { base, irq, grants } = disk.into();
+        let addresses = if grants {
             Addresses::Grants
         } else {
             Addresses::Plain
         };
-        let (domain, base, irq) = (self.domain.clone(), disk.base, disk.irq);
+        let (domain, ram) = (self.domain.clone(), self.ram);
         vmm::demo::guest::within("the driver", LONG, move || {
-            let heap = GuestHeap::new(&domain, RAM, MEMORY >> 12).unwrap();
+            let heap = GuestHeap::new(&domain, ram >> 12, MEMORY >> 12).unwrap();
             hal::enter(DriverMemory::new(&domain, &heap, addresses));
             let registers = Registers::probe(&domain.vcpu(0), base).unwrap();
             let mut disk = Disk::new(registers, domain.interrupts().unwrap(), irq).unwrap();

@@ -6,3 +6,6 @@ mod bench;
 mod errors;
 mod leaving;
 mod life;
+mod reload;
+mod run;
+mod virtio;

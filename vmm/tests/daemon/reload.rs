@@ -1,0 +1,135 @@
+//! A configuration that is read anew while guests are served.
+
+use std::fs;
+use std::path::PathBuf;
+
+use vmm::config::Config;
+use vmm::daemon::Options;
+use xen::fake::toolstack::{Device, VirtioDevice};
+use xen::xenstore::XenbusState;
+
+use crate::bench::{Bench, Running, until};
+
+/// virtio 1.3 §5.2
+const BLOCK: u32 = 2;
+
+/// A configuration file, and a daemon that was started with it.
+struct Configured {
+    bench: Bench,
+    daemon: Running,
+    file: PathBuf,
+}
+
+impl Configured {
+    fn new() -> Self {
+        let bench = Bench::new();
+        let file = bench.path("xen-dm.toml");
+        let state = bench.path("state");
+        fs::write(&file, format!("state-dir = {state:?}\n")).unwrap();
+        let daemon = bench.daemon_with(Options {
+            config: Config::load(&file).unwrap(),
+            config_file: Some(file.clone()),
+            ..Options::default()
+        });
+        Configured {
+            bench,
+            daemon,
+            file,
+        }
+    }
+
+    /// Changes the file, and has it read.
+    fn change(&self, text: &str) {
+        let state = self.bench.path("state");
+        fs::write(&self.file, format!("state-dir = {state:?}\n{text}")).unwrap();
+        self.daemon.reload();
+    }
+
+    fn change_serial(&self, serial: &str) {
+        self.change(&format!(
+            "[guest.\"*\".disk.\"*\"]\nserial = \"{serial}\"\n"
+        ));
+        self.daemon.log.line(&["configuration was read anew"]);
+    }
+}
+
+#[test]
+fn a_device_that_was_refused_is_served_when_there_is_an_entry_for_it() {
+    let configured = Configured::new();
+    let bench = &configured.bench;
+    let guest = bench.guest("web");
+    let device = VirtioDevice::new(guest.id(), 0, 0, BLOCK);
+    bench.toolstack.add(&device).unwrap();
+    bench.error(&device);
+    let image = bench.image("later.img", 1 << 20);
+
+    configured.change(&format!(
+        "[guest.web.virtio.device2.blk]\npath = {image:?}\n"
+    ));
+    bench.wait(&device, XenbusState::InitWait);
+
+    assert_eq!(guest.device_id(device.base), u64::from(BLOCK));
+    let path = Bench::error_path(&device.id());
+    until("the error is gone", || !bench.machine.store().exists(&path));
+}
+
+#[test]
+fn devices_to_come_are_different_and_those_there_stay_as_they_are() {
+    let configured = Configured::new();
+    let bench = &configured.bench;
+    let guest = bench.guest("web");
+    let (first, second) = (bench.disk(&guest, 0), bench.disk(&guest, 1));
+    bench.attach(&first);
+
+    configured.change_serial("new");
+    bench.attach(&second);
+    let serial_of = |disk| guest.with_driver(disk, |disk| disk.serial().unwrap());
+
+    assert_eq!(serial_of(&first), "");
+    assert_eq!(serial_of(&second), "new");
+}
+
+#[test]
+fn a_configuration_that_is_wrong_is_told_with_its_place_and_the_old_one_stays() {
+    let configured = Configured::new();
+    let bench = &configured.bench;
+    configured.change_serial("old");
+
+    configured.change("[guest.web.disk.xvda]\nqueue-size = 3\n");
+    let line = configured.daemon.log.line(&["ERROR", "stays as it was"]);
+    let guest = bench.guest("web");
+    let disk = bench.disk(&guest, 0);
+    bench.attach(&disk);
+    let serial = guest.with_driver(&disk, |disk| disk.serial().unwrap());
+
+    assert!(
+        line.contains("xen-dm.toml, line 3, key guest.web.disk.xvda.queue-size"),
+        "{line}"
+    );
+    assert_eq!(serial, "old");
+}
+
+#[test]
+fn a_file_that_has_gone_is_told_and_the_old_configuration_stays() {
+    let configured = Configured::new();
+    fs::remove_file(&configured.file).unwrap();
+
+    configured.daemon.reload();
+
+    configured
+        .daemon
+        .log
+        .line(&["ERROR", "stays as it was", "cannot be read"]);
+    assert!(!configured.daemon.has_left());
+}
+
+#[test]
+fn without_a_file_that_is_said_and_it_stays() {
+    let bench = Bench::new();
+    let daemon = bench.daemon();
+
+    daemon.reload();
+
+    daemon.log.line(&["WARN", "without a file"]);
+    assert!(!daemon.has_left());
+}
