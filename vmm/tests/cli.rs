@@ -75,3 +75,25 @@ fn a_log_filter_that_is_none_ends_with_3() {
     assert_eq!(output.status.code(), Some(3));
     assert!(complaint(&output).contains("XEN_DM_LOG"));
 }
+
+#[test]
+fn a_device_that_cannot_be_read_ends_with_2_and_names_the_key() {
+    let output = xen_dm(&[
+        "run",
+        "--domid",
+        "5",
+        "--device",
+        "blk,path=/a,queue-size=3",
+    ]);
+
+    assert_eq!(output.status.code(), Some(2));
+    assert!(complaint(&output).contains("queue-size 3"));
+}
+
+#[test]
+fn a_guest_has_to_be_named() {
+    let output = xen_dm(&["run"]);
+
+    assert_eq!(output.status.code(), Some(2));
+    assert!(complaint(&output).contains("--domid"));
+}

@@ -44,6 +44,10 @@ fn the_example_is_a_configuration_and_says_what_it_describes() {
     let disk = disk_of(&config, "web-1", "xvda");
     assert_eq!(disk.serial.as_deref(), Some("web-root"));
     assert_eq!(disk.physical_block_size, Some(4096));
+    let uuid = config.guest("any", Some("e9a3c1d2-0b7f-4d8e-9a41-3c5d7e9f1b20"));
+    assert_eq!(uuid.virtio(0, DeviceType(2)).unwrap().kind().name, "blk");
+    assert_eq!(uuid.virtio(1, DeviceType(4)).unwrap().kind().name, "rng");
+    assert_eq!(uuid.virtio(2, DeviceType(3)), None);
 }
 
 #[test]

@@ -109,7 +109,14 @@ impl Daemon {
             self.look(&place).map_err(StartError::Xenstore)?;
             self.check_given(&place)?;
         }
-        discovery::write_running(&self.store, &self.root, domid).map_err(StartError::Xenstore)?;
+        match discovery::write_running(&self.store, &self.root, domid) {
+            // a domain need not own all of its own directory
+            Err(error) if discovery::is_refused(&error) => tracing::info!(
+                "no toolstack is told that domain {domid} is served: {}",
+                report(&error)
+            ),
+            other => other.map_err(StartError::Xenstore)?,
+        }
         if self.must_poll() {
             self.look_again(RETRY);
         }
