@@ -21,6 +21,9 @@ const RELOAD: i32 = SIGHUP;
 #[derive(Debug)]
 struct Request {
     reader: UnixStream,
+    /// Keeps the socket from being readable for ever when nobody is left who
+    /// could ask.
+    _writer: Arc<UnixStream>,
 }
 
 impl Request {
@@ -28,7 +31,12 @@ impl Request {
         let (writer, reader) = UnixStream::pair()?;
         writer.set_nonblocking(true)?;
         reader.set_nonblocking(true)?;
-        Ok((Arc::new(writer), Request { reader }))
+        let writer = Arc::new(writer);
+        let request = Request {
+            reader,
+            _writer: Arc::clone(&writer),
+        };
+        Ok((writer, request))
     }
 
     /// Whether it was made since the last call.
@@ -139,6 +147,16 @@ mod tests {
         assert!(!control.reload());
         assert!(control.leave());
         assert!(!control.leave());
+    }
+
+    #[test]
+    fn nobody_left_to_ask_is_no_request() {
+        let (stop, control) = control().unwrap();
+
+        drop(stop);
+
+        let read = (&control.leave.reader).read(&mut [0]).unwrap_err();
+        assert_eq!(read.kind(), io::ErrorKind::WouldBlock);
     }
 
     #[test]
