@@ -2,12 +2,14 @@
 //!
 //! The binary calls [`main`] and nothing else.
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 use xen::{DomId, Host};
 
+use crate::check;
 use crate::config::{Config, LogLevel};
 use crate::daemon::{self, Daemon, Options, Scope, StartError};
 use crate::logs::{self, report};
@@ -78,6 +80,11 @@ enum Command {
     /// device-model/N/state in this domain's xenstore directory. Signals are
     /// those of `daemon`.
     Run(RunArgs),
+    /// Tell what this host offers and lacks for serving guests, with the
+    /// remedy for each. Changes nothing and needs no privileges.
+    ///
+    /// Ends with 0 if guests can be served by this user, else with 4.
+    Check(FormatArgs),
     /// Show the whole way of a disk request in this process, on a fake Xen:
     /// no privileges, no hypervisor.
     Demo,
@@ -95,6 +102,13 @@ struct ServeArgs {
     /// disk anew, but only to a driver that starts anew.
     #[arg(long)]
     force: bool,
+}
+
+#[derive(Debug, Args)]
+struct FormatArgs {
+    /// Print JSON, for scripts.
+    #[arg(long)]
+    json: bool,
 }
 
 #[derive(Debug, Args)]
@@ -134,6 +148,7 @@ pub fn main() -> ExitCode {
     match command {
         Command::Daemon(args) => serve(args, Scope::All),
         Command::Run(args) => run_one(args),
+        Command::Check(args) => check(&args),
         Command::Demo => demo(),
     }
     .into()
@@ -205,6 +220,25 @@ fn exit_of(error: &StartError) -> Exit {
         | StartError::Guest { .. }
         | StartError::Device { .. } => Exit::Failed,
     }
+}
+
+fn check(args: &FormatArgs) -> Exit {
+    let report = check::run(&Host::Kernel);
+    let printed = match args.json {
+        true => print_json(&report),
+        false => check::print(&report, &mut std::io::stdout().lock()),
+    };
+    match (printed, report.can_serve) {
+        (Err(error), _) => complain(&error, Exit::Failed),
+        (Ok(()), true) => Exit::Done,
+        (Ok(()), false) => Exit::Host,
+    }
+}
+
+fn print_json(value: &impl serde::Serialize) -> std::io::Result<()> {
+    let mut out = std::io::stdout().lock();
+    serde_json::to_writer_pretty(&mut out, value)?;
+    writeln!(out)
 }
 
 fn demo() -> Exit {

@@ -7,7 +7,9 @@
 //! process is in [`state`].
 
 pub mod adapt;
+pub mod check;
 pub mod cli;
+pub mod columns;
 pub mod config;
 pub mod daemon;
 pub mod demo;

@@ -97,3 +97,19 @@ fn a_guest_has_to_be_named() {
     assert_eq!(output.status.code(), Some(2));
     assert!(complaint(&output).contains("--domid"));
 }
+
+#[test]
+fn check_says_the_same_in_text_and_in_json_and_ends_with_its_verdicts_code() {
+    let (text, json) = (xen_dm(&["check"]), xen_dm(&["check", "--json"]));
+
+    let report: vmm::check::Report = serde_json::from_slice(&json.stdout).unwrap();
+    let verdict = if report.can_serve { 0 } else { 4 };
+    assert_eq!(text.status.code(), Some(verdict));
+    assert_eq!(json.status.code(), Some(verdict));
+    let text = String::from_utf8(text.stdout).unwrap();
+    for line in &report.lines {
+        let name = line.id.replace('_', " ");
+        let start = format!("{:<8} {name}", line.severity.name());
+        assert!(text.contains(start.trim_end()), "{start} in {text}");
+    }
+}

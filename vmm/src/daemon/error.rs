@@ -8,6 +8,7 @@ use devices::registry::OpenError;
 use thiserror::Error;
 use xen::{DomId, xenstore};
 
+use crate::check::remedy;
 use crate::discovery::NodeError;
 use crate::guest::GuestError;
 use crate::spec::SpecError;
@@ -20,20 +21,13 @@ pub enum StartError {
     #[error(transparent)]
     Host(#[from] xen::host::OpenError),
     /// Xen cannot hand a guest's accesses to a process.
-    #[error(
-        "this Xen was built without CONFIG_IOREQ_SERVER, so that no device model can serve its \
-         guests (Debian's Xen for arm64 is such a one): build Xen with IOREQ_SERVER=y, which \
-         needs EXPERT=y and, on arm64, UNSUPPORTED=y"
-    )]
+    #[error("{}: {}", remedy::NO_IOREQ_SERVER, remedy::BUILD_XEN)]
     NoIoreqServer,
     /// No word from xenstored.
-    #[error("xenstored cannot be reached: start it (`systemctl start xenstored`, or xencommons)")]
+    #[error("{}: {}", remedy::NO_XENSTORE, remedy::START_XENSTORED)]
     Xenstore(#[source] xenstore::Error),
     /// xenstored does not say which domain this is.
-    #[error(
-        "xenstore does not say which domain this is: in dom0, run `xen-init-dom0` \
-         (the service xen-init-dom0 or xencommons does)"
-    )]
+    #[error("{}: {}", remedy::NO_OWN_DOMAIN, remedy::INIT_DOM0)]
     OwnDomain(#[source] xenstore::Error),
     /// The state directory cannot be used, or another daemon uses it.
     #[error(transparent)]

@@ -6,14 +6,12 @@ use xen::xenstore::Xenstore;
 use xen::{DomId, Host};
 
 use super::error::StartError;
+use crate::check::{IoreqServer, ask_ioreq_server, remedy};
 use crate::discovery::{Root, read_domain};
 use crate::logs::report;
 use crate::state::StateDir;
 
-/// No domain has this number (`DOMID_INVALID`, `xen/include/public/xen.h`).
-const NO_DOMAIN: DomId = DomId(0x7ff4);
-
-/// Whether guests can be served here at all.
+/// Whether guests can be served here at all; [`crate::check`] tells more.
 ///
 /// # Errors
 /// [`StartError`] names the remedy.
@@ -21,9 +19,12 @@ pub(super) fn check(host: &Host) -> Result<(), StartError> {
     let privcmd = host.open_privcmd()?;
     host.open_gntdev()?;
     host.open_evtchn()?;
-    // With ioreq servers the answer is that there is no such domain.
-    match privcmd.nr_vcpus(NO_DOMAIN) {
-        Err(dm_op::Error::NoIoreqServer { .. }) => return Err(StartError::NoIoreqServer),
+    match ask_ioreq_server(&privcmd) {
+        IoreqServer::Absent => return Err(StartError::NoIoreqServer),
+        IoreqServer::Forbidden => tracing::warn!(
+            "privcmd is restricted: at most one guest can be served. {}",
+            remedy::LIFT_RESTRICTION
+        ),
         answer => tracing::debug!(?answer, "asked Xen for device-model operations"),
     }
     match privcmd.version() {
