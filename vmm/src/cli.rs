@@ -15,6 +15,7 @@ use crate::daemon::{self, Daemon, Options, Scope, StartError};
 use crate::logs::{self, report};
 use crate::run::{self, DeviceArgument, Places};
 use crate::state::StateError;
+use crate::status::{self, ClientError};
 
 /// What `--help` says of exit codes.
 const EXIT_CODES: &str = "\
@@ -25,6 +26,7 @@ Exit codes:
   3  configuration refused; nothing was touched
   4  this host cannot be served: no Xen, no permission, no IOREQ server, no xenstored
   5  another xen-dm daemon runs already, or serves the guest of `run`
+  6  no daemon to ask (`status`)
 
 The environment's XEN_DM_LOG (error, warn, info, debug, trace, or a filter such as
 info,vmm::discovery=trace) goes before the configuration's log level.";
@@ -38,6 +40,7 @@ enum Exit {
     Configuration = 3,
     Host = 4,
     Running = 5,
+    Absent = 6,
 }
 
 impl From<Exit> for ExitCode {
@@ -48,6 +51,7 @@ impl From<Exit> for ExitCode {
             Exit::Configuration => 3,
             Exit::Host => 4,
             Exit::Running => 5,
+            Exit::Absent => 6,
         })
     }
 }
@@ -85,6 +89,11 @@ enum Command {
     ///
     /// Ends with 0 if guests can be served by this user, else with 4.
     Check(FormatArgs),
+    /// Tell what the running daemon serves, and what it has counted.
+    ///
+    /// It is asked over its control socket, as its own user, root as a rule.
+    /// Ends with 6 if there is no daemon.
+    Status(StatusArgs),
     /// Show the whole way of a disk request in this process, on a fake Xen:
     /// no privileges, no hypervisor.
     Demo,
@@ -109,6 +118,21 @@ struct FormatArgs {
     /// Print JSON, for scripts.
     #[arg(long)]
     json: bool,
+}
+
+#[derive(Debug, Args)]
+struct StatusArgs {
+    #[command(flatten)]
+    format: FormatArgs,
+    /// The daemon's configuration file, which may say where its socket is.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// The daemon's socket.
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["config", "domid"])]
+    socket: Option<PathBuf>,
+    /// Ask the `xen-dm run` of this guest in place of the daemon.
+    #[arg(long, value_name = "N")]
+    domid: Option<u16>,
 }
 
 #[derive(Debug, Args)]
@@ -149,6 +173,7 @@ pub fn main() -> ExitCode {
         Command::Daemon(args) => serve(args, Scope::All),
         Command::Run(args) => run_one(args),
         Command::Check(args) => check(&args),
+        Command::Status(args) => status(args),
         Command::Demo => demo(),
     }
     .into()
@@ -232,6 +257,29 @@ fn check(args: &FormatArgs) -> Exit {
         (Err(error), _) => complain(&error, Exit::Failed),
         (Ok(()), true) => Exit::Done,
         (Ok(()), false) => Exit::Host,
+    }
+}
+
+fn status(args: StatusArgs) -> Exit {
+    let config = match args.config.as_deref().map(Config::load).transpose() {
+        Ok(config) => config.unwrap_or_default(),
+        Err(error) => return complain(&error, Exit::Configuration),
+    };
+    let socket = args
+        .socket
+        .unwrap_or_else(|| config.control_socket(args.domid.map(DomId)));
+    let status = match status::ask(&socket) {
+        Ok(status) => status,
+        Err(error @ ClientError::NoDaemon { .. }) => return complain(&error, Exit::Absent),
+        Err(error) => return complain(&error, Exit::Failed),
+    };
+    let printed = match args.format.json {
+        true => print_json(&status),
+        false => status::print(&status, &mut std::io::stdout().lock()),
+    };
+    match printed {
+        Ok(()) => Exit::Done,
+        Err(error) => complain(&error, Exit::Failed),
     }
 }
 

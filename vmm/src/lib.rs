@@ -19,3 +19,4 @@ pub mod logs;
 pub mod run;
 pub mod spec;
 pub mod state;
+pub mod status;

@@ -113,3 +113,13 @@ fn check_says_the_same_in_text_and_in_json_and_ends_with_its_verdicts_code() {
         assert!(text.contains(start.trim_end()), "{start} in {text}");
     }
 }
+
+#[test]
+fn status_without_a_daemon_says_how_to_start_one_and_ends_with_6() {
+    let output = xen_dm(&["status", "--socket", "/nonexistent/control.sock"]);
+
+    let text = complaint(&output);
+    assert_eq!(output.status.code(), Some(6), "{text}");
+    assert!(text.contains("/nonexistent/control.sock"), "{text}");
+    assert!(text.contains("xen-dm daemon"), "{text}");
+}

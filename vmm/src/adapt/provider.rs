@@ -19,6 +19,10 @@ pub struct DeviceMemory {
 }
 
 impl DeviceMemory {
+    /// How addresses become this process's: its mappings of a guest's memory
+    /// are never 1:1, whatever the guest's feature word says.
+    pub const KIND: Kind = Kind::Translated;
+
     /// For a device whose driver hands out guest-physical addresses.
     #[must_use]
     pub fn plain(ram: Arc<ForeignRam>) -> Self {
@@ -56,10 +60,8 @@ impl DmaProvider for DeviceMemory {
         let grants = self.grants.as_ref().map(|(gntdev, domid)| {
             Box::new(GrantMemory::new(gntdev.clone(), *domid)) as Box<dyn Grants>
         });
-        // translation is into this process's addresses, where a guest's memory
-        // is never mapped 1:1
         Ok(Dma::new(
-            Kind::Translated,
+            Self::KIND,
             plain,
             grants,
             Arc::clone(&self.counters),

@@ -30,7 +30,7 @@ pub use facts::{
     XenstoreFact,
 };
 pub use judge::{Line, Severity, judge};
-pub use probe::{ask_ioreq_server, gather};
+pub use probe::{FILES_OF_DEVICE, FILES_OF_GUEST, ask_ioreq_server, gather};
 pub use table::print;
 
 /// Version of [`Report`] as JSON.

@@ -29,11 +29,11 @@ const REPLY: Duration = Duration::from_millis(1500);
 const NO_DOMAIN: DomId = DomId(0x7ff4);
 
 /// Descriptors of a daemon without guests, generously.
-pub(super) const FILES_OF_DAEMON: u64 = 48;
+const FILES_OF_DAEMON: u64 = 48;
 /// Descriptors of a guest without devices, generously.
-pub(super) const FILES_OF_GUEST: u64 = 12;
+pub const FILES_OF_GUEST: u64 = 16;
 /// Descriptors of a device with one queue, its image among them, generously.
-pub(super) const FILES_OF_DEVICE: u64 = 16;
+pub const FILES_OF_DEVICE: u64 = 16;
 
 /// What there is to know of `host`.
 #[must_use]

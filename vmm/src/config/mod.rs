@@ -19,6 +19,7 @@ use serde::Deserialize;
 use serde_path_to_error::Segment;
 use thiserror::Error;
 use toml::de::DeTable;
+use xen::DomId;
 
 pub use guests::{DiskOverrides, GuestOverrides, GuestSections};
 
@@ -26,6 +27,11 @@ use crate::guest::EventMode;
 
 /// Where recorded servers and the lock are, if nothing else is said.
 pub const STATE_DIR: &str = "/run/xen-dm";
+/// The control socket's name in the state directory.
+const CONTROL_SOCKET: &str = "control.sock";
+/// Bytes of a socket's path, and of what may come behind it for one guest
+/// (`sun_path`, unix(7); domain numbers have at most five digits).
+const SOCKET_PATH: usize = 107 - ".12345.sock".len();
 /// Bounds of `stop-warning-seconds`.
 const STOP_WARNING: std::ops::RangeInclusive<u64> = 1..=600;
 
@@ -68,6 +74,9 @@ pub struct Config {
     pub log: LogLevel,
     /// Where ioreq servers are recorded and the daemon's lock is.
     pub state_dir: PathBuf,
+    /// Where `xen-dm status` reaches the daemon; nothing: in the state
+    /// directory.
+    control_socket: Option<PathBuf>,
     /// Take plain addresses from devices that were given grants.
     pub allow_foreign_with_grants: bool,
     /// How interrupts and kicks pass.
@@ -81,6 +90,7 @@ impl Default for Config {
         Config {
             log: LogLevel::default(),
             state_dir: PathBuf::from(STATE_DIR),
+            control_socket: None,
             allow_foreign_with_grants: false,
             events: EventMode::default(),
             stop_warning_seconds: 5,
@@ -189,6 +199,16 @@ impl Config {
             let message = format!("{seconds} is not from {first} to {last}");
             return Err(BadValue::new(["stop-warning-seconds"], message));
         }
+        if let Some(path) = &self.control_socket {
+            let bytes = path.as_os_str().len();
+            if !path.is_absolute() || path.file_name().is_none() || bytes > SOCKET_PATH {
+                let message = format!(
+                    "{} is no absolute path of a file with at most {SOCKET_PATH} bytes",
+                    path.display()
+                );
+                return Err(BadValue::new(["control-socket"], message));
+            }
+        }
         self.guest.check()
     }
 
@@ -196,6 +216,20 @@ impl Config {
     #[must_use]
     pub fn stop_warning(&self) -> Duration {
         Duration::from_secs(self.stop_warning_seconds)
+    }
+
+    /// Where `xen-dm status` reaches the daemon, or the process that serves
+    /// the guest `one` alone, which has its socket beside the daemon's.
+    #[must_use]
+    pub fn control_socket(&self, one: Option<DomId>) -> PathBuf {
+        let daemon = match &self.control_socket {
+            Some(path) => path.clone(),
+            None => self.state_dir.join(CONTROL_SOCKET),
+        };
+        match one {
+            None => daemon,
+            Some(domid) => daemon.with_extension(format!("{domid}.sock")),
+        }
     }
 
     /// The section that applies to a guest: the one under its uuid, else the

@@ -62,13 +62,17 @@ fn the_defaults_in_the_examples_comments_are_the_defaults() {
 
     let config = parsed(&defaults);
 
-    assert_eq!(defaults.lines().count(), 5);
+    assert_eq!(defaults.lines().count(), 6);
     assert_eq!(
         format!("{:?}", config.events),
         format!("{:?}", Config::default().events)
     );
     assert_eq!(config.log, Config::default().log);
     assert_eq!(config.state_dir, Config::default().state_dir);
+    assert_eq!(
+        config.control_socket(None),
+        Config::default().control_socket(None)
+    );
     assert_eq!(config.stop_warning(), Config::default().stop_warning());
     assert_eq!(
         config.allow_foreign_with_grants,
@@ -290,4 +294,35 @@ fn what_is_not_said_about_a_disk_stays_as_it_was() {
         ..devices::blk::BlkConfig::new("/disk.img")
     };
     assert_eq!(disk, expected);
+}
+
+#[test]
+fn the_control_socket_is_in_the_state_directory_or_where_it_is_said() {
+    let default = parsed("state-dir = \"/run/other\"\n");
+    let said = parsed("control-socket = \"/run/x.sock\"\n");
+
+    let one = Some(xen::DomId(5));
+    assert_eq!(
+        default.control_socket(None),
+        Path::new("/run/other/control.sock")
+    );
+    assert_eq!(
+        default.control_socket(one),
+        Path::new("/run/other/control.5.sock")
+    );
+    assert_eq!(said.control_socket(None), Path::new("/run/x.sock"));
+    assert_eq!(said.control_socket(one), Path::new("/run/x.5.sock"));
+}
+
+#[test]
+fn a_control_socket_that_no_socket_can_be_at_is_refused_with_its_line() {
+    let long = format!("/{}", "x".repeat(97));
+
+    for path in ["control.sock", "/", long.as_str()] {
+        let text = refused(&format!("\ncontrol-socket = {path:?}\n"));
+        assert!(
+            text.contains("line 2") && text.contains("control-socket"),
+            "{text}"
+        );
+    }
 }

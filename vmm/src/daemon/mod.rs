@@ -9,7 +9,8 @@
 //!  xenstored ── watches ──┐                       ┌─ Guest::start, add, remove
 //!  guests ── GuestEvent ──┼─► look at one device ─┼─ state 2, 4, 6; error
 //!  signals, StopHandle ───┤   (device.rs)         └─ Guest::stop, on a thread of its own
-//!  timer (after failures)─┘
+//!  timer (after failures)─┤
+//!  `xen-dm status` ───────┘                       what is served, and its counters (report.rs)
 //! ```
 //!
 //! A device's nodes are read anew whenever something may have changed, and
@@ -24,6 +25,7 @@ mod events;
 mod guests;
 mod host;
 mod one;
+mod report;
 mod scope;
 mod served;
 
@@ -33,7 +35,7 @@ use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
@@ -52,6 +54,7 @@ use served::ServedGuest;
 use crate::config::Config;
 use crate::discovery::{self, Place, Root};
 use crate::state::StateDir;
+use crate::status::Desk;
 
 /// After a failure everything is looked at again.
 const RETRY: Duration = Duration::from_secs(1);
@@ -79,15 +82,17 @@ enum Source {
     Leave,
     Reload,
     Timer,
+    Status,
 }
 
 impl Source {
-    const ALL: [Source; 5] = [
+    const ALL: [Source; 6] = [
         Source::Xenstore,
         Source::Guests,
         Source::Leave,
         Source::Reload,
         Source::Timer,
+        Source::Status,
     ];
 
     fn number(self) -> u32 {
@@ -97,6 +102,7 @@ impl Source {
             Source::Leave => 2,
             Source::Reload => 3,
             Source::Timer => 4,
+            Source::Status => 5,
         }
     }
 }
@@ -137,6 +143,9 @@ pub struct Daemon {
     state: StateDir,
     control: Control,
     timer: TimerFd,
+    /// Where `xen-dm status` asks.
+    desk: Desk,
+    started: Instant,
     /// Rung by guests' threads, and by threads that have stopped a guest.
     wake: EventFd,
     guests: BTreeMap<DomId, ServedGuest>,
@@ -175,6 +184,8 @@ impl Daemon {
         let timer = TimerFd::new()
             .map_err(io::Error::from)
             .map_err(system("making a timer"))?;
+        let desk = Desk::open(&options.config.control_socket(served.one))
+            .map_err(system("making event files"))?;
         tracing::info!(
             version = env!("CARGO_PKG_VERSION"),
             domid = %own,
@@ -192,6 +203,8 @@ impl Daemon {
             state,
             control,
             timer,
+            desk,
+            started: Instant::now(),
             wake,
             guests: BTreeMap::new(),
             stopping: BTreeMap::new(),
@@ -238,6 +251,7 @@ impl Daemon {
             Source::Leave => self.control.leave_fd(),
             Source::Reload => self.control.reload_fd(),
             Source::Timer => self.timer.as_raw_fd(),
+            Source::Status => self.desk.as_raw_fd(),
         }
     }
 
@@ -266,6 +280,7 @@ impl MutEventSubscriber for Daemon {
             Some(Source::Leave) => self.on_leave(),
             Some(Source::Reload) => self.on_reload(),
             Some(Source::Timer) => self.on_timer(),
+            Some(Source::Status) => self.on_status(),
             None => {}
         }
     }

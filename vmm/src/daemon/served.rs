@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::discovery::DomainInfo;
 use crate::guest::{DeviceKey, Guest};
@@ -34,6 +34,12 @@ pub(super) enum Phase {
 /// A device that is served.
 #[derive(Debug)]
 pub(super) struct ServedDevice {
+    /// What it is, such as `blk`.
+    pub kind: &'static str,
+    /// Its name in the guest's configuration.
+    pub name: Option<String>,
+    /// Its image.
+    pub path: Option<PathBuf>,
     /// Which file its image is.
     pub image: Option<FileId>,
     /// How far it is.
@@ -49,6 +55,9 @@ impl ServedDevice {
     pub(super) fn new(spec: &SlotSpec) -> Self {
         let image = spec.image().and_then(FileId::of);
         ServedDevice {
+            kind: spec.device.kind().name,
+            name: spec.name.clone(),
+            path: spec.image().map(Path::to_owned),
             image,
             phase: Phase::Served,
             starts: 0,

@@ -13,6 +13,7 @@ use super::config::{DeviceKey, DeviceSlot, EventMode, MmioWindow};
 use super::error::GuestError;
 use super::service::Service;
 use super::slot::{Parts, Slot, Watch};
+use super::stats::Wiring;
 use crate::adapt::{DeviceMemory, Line, borrow};
 use crate::logs::report;
 
@@ -35,6 +36,14 @@ impl Service {
         let entered = span.clone().entered();
         let queues = u16::try_from(device.queue_sizes().len()).unwrap_or(u16::MAX);
         let line = self.line(&id, irq)?;
+        let wiring = Wiring {
+            base,
+            irq,
+            grants,
+            plain: !grants || self.config.allow_foreign_with_grants,
+            mapping: DeviceMemory::KIND,
+            irqfd: matches!(line, Line::Irqfd { .. }),
+        };
         let (memory, counters) = self.memory_of(grants);
         let failed = |what| {
             let device = id.clone();
@@ -70,7 +79,7 @@ impl Service {
         drop(entered);
         let parts = Parts {
             id: id.clone(),
-            irq,
+            wiring,
             transport,
             counters,
             queues,

@@ -28,7 +28,7 @@ mod tests;
 mod thread;
 
 use std::sync::mpsc::channel;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -42,7 +42,7 @@ use xen::{DomId, Host};
 pub use config::{DeviceKey, DeviceSlot, EventMode, GuestConfig, MmioWindow, SLOT_SIZE};
 pub use error::GuestError;
 pub use event::GuestEvent;
-pub use stats::{DeviceStats, GuestStats, QueueCounts};
+pub use stats::{DeviceStats, GuestStats, QueueCounts, Wiring};
 
 use event::Outbox;
 use service::{Means, Service};
@@ -167,12 +167,23 @@ impl Guest {
     /// Counters as they stand, or as they were when the guest ended.
     #[must_use]
     pub fn snapshot(&self) -> GuestStats {
-        self.ask(|service| service.stats()).unwrap_or_else(|_| {
-            self.last
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .clone()
-        })
+        let stats = self.snapshot_within(ANSWER);
+        stats.unwrap_or_else(|| self.last().clone())
+    }
+
+    /// As [`Guest::snapshot`], or nothing if its thread does not answer in
+    /// time.
+    #[must_use]
+    pub fn snapshot_within(&self, patience: Duration) -> Option<GuestStats> {
+        match self.ask_within(patience, |service| service.stats()) {
+            Ok(stats) => Some(stats),
+            Err(GuestError::Silent { .. }) => None,
+            Err(_) => Some(self.last().clone()),
+        }
+    }
+
+    fn last(&self) -> MutexGuard<'_, GuestStats> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Ends the guest: removes all devices, waits for their queues (at most
@@ -214,6 +225,14 @@ impl Guest {
         &self,
         f: impl FnOnce(&mut Service) -> R + Send + 'static,
     ) -> Result<R, GuestError> {
+        self.ask_within(ANSWER, f)
+    }
+
+    fn ask_within<R: Send + 'static>(
+        &self,
+        waited: Duration,
+        f: impl FnOnce(&mut Service) -> R + Send + 'static,
+    ) -> Result<R, GuestError> {
         let ended = || GuestError::Ended(self.domid);
         let (sender, receiver) = channel();
         let id = self.id;
@@ -225,11 +244,11 @@ impl Guest {
                 }
             })
             .map_err(|_| ended())?;
-        receiver.recv_timeout(ANSWER).map_err(|error| match error {
+        receiver.recv_timeout(waited).map_err(|error| match error {
             std::sync::mpsc::RecvTimeoutError::Disconnected => ended(),
             std::sync::mpsc::RecvTimeoutError::Timeout => GuestError::Silent {
                 domid: self.domid,
-                waited: ANSWER,
+                waited,
             },
         })
     }

@@ -18,7 +18,7 @@ use xen::privcmd::Ioeventfd;
 use super::access::Access;
 use super::config::DeviceKey;
 use super::event::{GuestEvent, Outbox};
-use super::stats::{DeviceStats, QueueCounts};
+use super::stats::{DeviceStats, QueueCounts, Wiring};
 use crate::adapt::Line;
 
 /// A device's line, which also lets the guest's thread know that a worker has
@@ -68,7 +68,7 @@ struct Reported {
 /// A device in the window.
 pub(super) struct Slot {
     id: DeviceKey,
-    irq: u32,
+    wiring: Wiring,
     transport: Transport,
     counters: Arc<Counters>,
     queues: u16,
@@ -95,7 +95,7 @@ pub(super) enum Rest {
 /// What a slot is made of.
 pub(super) struct Parts {
     pub id: DeviceKey,
-    pub irq: u32,
+    pub wiring: Wiring,
     pub transport: Transport,
     pub counters: Arc<Counters>,
     pub queues: u16,
@@ -107,7 +107,7 @@ impl Slot {
     pub(super) fn new(parts: Parts) -> Self {
         Slot {
             id: parts.id,
-            irq: parts.irq,
+            wiring: parts.wiring,
             transport: parts.transport,
             counters: parts.counters,
             queues: parts.queues,
@@ -127,7 +127,7 @@ impl Slot {
     }
 
     pub(super) fn irq(&self) -> u32 {
-        self.irq
+        self.wiring.irq
     }
 
     pub(super) fn panics(&self) -> u64 {
@@ -286,6 +286,7 @@ impl Slot {
         let queues = (0..self.queues)
             .filter_map(|queue| self.transport.queue_stats(queue))
             .map(|stats| QueueCounts {
+                kicks: stats.kicks.load(Ordering::Relaxed),
                 taken: stats.taken.load(Ordering::Relaxed),
                 pushed: stats.pushed.load(Ordering::Relaxed),
                 written: stats.written.load(Ordering::Relaxed),
@@ -293,15 +294,27 @@ impl Slot {
             .collect();
         DeviceStats {
             id: self.id.clone(),
+            device_type: self.transport.device().device_type().0,
+            wiring: self.wiring,
+            ioeventfd: !self.ioeventfds.is_empty(),
+            features: self.transport.registers().driver_features,
             running: self.transport.is_running(),
             needs_reset: self.transport.notifier().needs_reset(),
             removing: self.removing,
             malformed: self.transport.malformed(),
             interrupts,
             interrupts_lost,
+            waiting: u64::try_from(self.waiting.len()).unwrap_or(u64::MAX),
+            statistics: self.statistics(),
             dma: self.counters.snapshot(),
             queues,
         }
+    }
+
+    /// The device's own; nothing if its code fails over them.
+    fn statistics(&self) -> Vec<(&'static str, u64)> {
+        let device = self.transport.device();
+        catch_unwind(AssertUnwindSafe(|| device.statistics())).unwrap_or_default()
     }
 
     /// Lets go of the device although a queue of it does not stop: its thread

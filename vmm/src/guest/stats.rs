@@ -1,6 +1,6 @@
 //! What a guest's thread counts.
 
-use swiotlb::CountersSnapshot;
+use swiotlb::{CountersSnapshot, Kind};
 
 use super::config::DeviceKey;
 
@@ -25,11 +25,36 @@ pub struct GuestStats {
     pub devices: Vec<DeviceStats>,
 }
 
-/// Counters of a device.
+/// How a device is wired to its guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wiring {
+    /// First address of its registers, guest-physical.
+    pub base: u64,
+    /// Its interrupt, an SPI.
+    pub irq: u32,
+    /// Its driver is to hand out grants.
+    pub grants: bool,
+    /// Plain addresses are taken.
+    pub plain: bool,
+    /// How addresses become this process's.
+    pub mapping: Kind,
+    /// The kernel raises its interrupt.
+    pub irqfd: bool,
+}
+
+/// Counters of a device, and what they belong to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeviceStats {
     /// Which.
     pub id: DeviceKey,
+    /// Its virtio device id.
+    pub device_type: u32,
+    /// How it is wired.
+    pub wiring: Wiring,
+    /// The kernel takes its kicks.
+    pub ioeventfd: bool,
+    /// The features that its driver has taken so far.
+    pub features: u64,
     /// Whether its driver is up.
     pub running: bool,
     /// Whether it waits for a reset.
@@ -42,6 +67,10 @@ pub struct DeviceStats {
     pub interrupts: u64,
     /// Interrupts that the host failed to raise.
     pub interrupts_lost: u64,
+    /// Accesses that wait for queues to stop.
+    pub waiting: u64,
+    /// The device's own statistics.
+    pub statistics: Vec<(&'static str, u64)>,
     /// Its data path.
     pub dma: CountersSnapshot,
     /// Its queues.
@@ -51,6 +80,8 @@ pub struct DeviceStats {
 /// Counters of a queue, over all its activations.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct QueueCounts {
+    /// Kicks, however they came.
+    pub kicks: u64,
     /// Chains taken from the guest.
     pub taken: u64,
     /// Chains given back.

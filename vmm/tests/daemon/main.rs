@@ -9,4 +9,5 @@ mod leaving;
 mod life;
 mod reload;
 mod run;
+mod status;
 mod virtio;

@@ -1,0 +1,210 @@
+//! The status for people: tables of about 100 columns.
+
+use std::io::{self, Write};
+
+use super::model::{
+    Addresses, DaemonStatus, DeviceStatus, Dma, GuestStatus, InterruptsBy, KicksBy, Status,
+};
+use crate::columns::{Table, printable, wrap};
+
+/// Columns of a line.
+const WIDTH: usize = 98;
+
+/// Writes the status.
+///
+/// # Errors
+/// What `out` says.
+pub fn print(status: &Status, out: &mut impl Write) -> io::Result<()> {
+    daemon(&status.daemon, out)?;
+    if status.guests.is_empty() {
+        writeln!(out, "No guest is served.")?;
+    }
+    for each in &status.guests {
+        writeln!(out)?;
+        guest(each, out)?;
+    }
+    if !status.ending.is_empty() {
+        writeln!(out, "\nBeing stopped:")?;
+        for ending in &status.ending {
+            writeln!(out, "  {} {}", ending.domid, printable(&ending.name))?;
+        }
+    }
+    if !status.refused.is_empty() {
+        writeln!(out, "\nNot served:")?;
+        for refused in &status.refused {
+            let device = printable(&refused.device);
+            let text = format!("domain {}, {device}: {}", refused.domid, refused.reason);
+            for line in wrap(&printable(&text), WIDTH - 2) {
+                writeln!(out, "  {line}")?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn daemon(daemon: &DaemonStatus, out: &mut impl Write) -> io::Result<()> {
+    let DaemonStatus {
+        xen_dm,
+        pid,
+        uptime,
+        domid,
+        ..
+    } = daemon;
+    let time = duration(*uptime);
+    write!(
+        out,
+        "xen-dm {xen_dm}, process {pid}, up {time}, in domain {domid}"
+    )?;
+    if let Some(guest) = daemon.guest {
+        write!(out, ", for domain {guest} alone")?;
+    }
+    writeln!(out)?;
+    if daemon.leaving {
+        writeln!(
+            out,
+            "It was asked to leave, and stays until its guests are gone."
+        )?;
+    }
+    if !daemon.xenstore {
+        writeln!(
+            out,
+            "xenstored is gone: guests are served on, changes wait."
+        )?;
+    }
+    Ok(())
+}
+
+fn guest(guest: &GuestStatus, out: &mut impl Write) -> io::Result<()> {
+    let GuestStatus { domid, name, .. } = guest;
+    writeln!(
+        out,
+        "{domid} {}  (ioreq server {})",
+        printable(name),
+        guest.ioreq_server
+    )?;
+    let Some(counters) = &guest.counters else {
+        return writeln!(out, "  its thread does not answer");
+    };
+    let numbers = [
+        ("accesses", counters.ioreqs),
+        ("malformed", counters.malformed),
+        ("to empty slots", counters.empty),
+        ("invalidations", counters.invalidations),
+        ("deferred answers", counters.deferred),
+        ("unanswered", counters.unanswered),
+        ("panics", counters.panics),
+    ];
+    sentence("", &numbers, out)?;
+    if guest.devices.is_empty() {
+        return Ok(());
+    }
+    let mut table = Table::new(&[
+        "device", "name", "state", "requests", "open", "kicks", "irqs", "events", "memory",
+    ]);
+    for device in &guest.devices {
+        table.row([
+            device.device.clone(),
+            device.name.clone().unwrap_or_default(),
+            device.state.name().to_owned(),
+            device.requests.to_string(),
+            device.unfinished.to_string(),
+            device.kicks.to_string(),
+            device.interrupts.to_string(),
+            events(device).to_owned(),
+            memory(device).to_owned(),
+        ]);
+    }
+    table.print(2, out)?;
+    guest.devices.iter().try_for_each(|each| detail(each, out))
+}
+
+/// irqfd, ioeventfd, or neither.
+fn events(device: &DeviceStatus) -> &'static str {
+    match (device.interrupts_by, device.kicks_by) {
+        (InterruptsBy::Hypercall, KicksBy::Register) => "plain",
+        (InterruptsBy::Irqfd, KicksBy::Register) => "irqfd",
+        (_, KicksBy::Ioeventfd) => "ioeventfd",
+    }
+}
+
+fn memory(device: &DeviceStatus) -> &'static str {
+    match device.addresses {
+        Addresses::Plain => "plain",
+        Addresses::Grants => "grants",
+        Addresses::GrantsAndPlain => "grants, plain",
+    }
+}
+
+fn detail(device: &DeviceStatus, out: &mut impl Write) -> io::Result<()> {
+    let Dma {
+        direct,
+        granted,
+        bounced,
+        rejected,
+        ..
+    } = device.dma;
+    let image = device.image.as_deref().unwrap_or_default();
+    let head = format!("  {}: {}", printable(&device.device), printable(image));
+    writeln!(out, "{}", head.trim_end())?;
+    writeln!(
+        out,
+        "    at {:#x}, interrupt {}, features {}",
+        device.base, device.irq, device.features
+    )?;
+    let trouble = [
+        ("broken", device.failures),
+        ("lost interrupts", device.interrupts_lost),
+        ("malformed accesses", device.malformed),
+        ("accesses waiting for a reset", device.waiting),
+        ("refused requests", rejected),
+        ("grants not given back cleanly", device.dma.loans_lost),
+    ];
+    let path = [
+        ("direct", direct),
+        ("granted", granted),
+        ("bounced", bounced),
+        ("because not pinnable", device.dma.bounced_pinned),
+        ("because not contiguous", device.dma.bounced_straddles),
+        ("because misaligned", device.dma.bounced_misaligned),
+        ("because above a limit", device.dma.bounced_limit),
+        ("grant copies", device.dma.grant_copies),
+    ];
+    let statistics: Vec<(&str, u64)> = device
+        .statistics
+        .iter()
+        .map(|(name, value)| (name.as_str(), *value))
+        .collect();
+    sentence("  ranges: ", &path, out)?;
+    sentence("  did: ", &statistics, out)?;
+    sentence("  trouble: ", &trouble, out)
+}
+
+/// The numbers that are not zero, with their names; no line if there is none.
+fn sentence(head: &str, numbers: &[(&str, u64)], out: &mut impl Write) -> io::Result<()> {
+    let parts: Vec<String> = numbers
+        .iter()
+        .filter(|(_, value)| *value != 0)
+        .map(|(name, value)| format!("{value} {}", printable(&name.replace('_', " "))))
+        .collect();
+    if parts.is_empty() {
+        return Ok(());
+    }
+    let mut head = format!("  {head}");
+    let indent = head.chars().count();
+    for line in wrap(&parts.join(", "), WIDTH.saturating_sub(indent)) {
+        writeln!(out, "{head:<indent$}{line}")?;
+        head.clear();
+    }
+    Ok(())
+}
+
+/// Seconds, for people.
+fn duration(seconds: u64) -> String {
+    let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86400);
+    match (days, hours, minutes) {
+        (0, 0, 0) => format!("{seconds} s"),
+        (0, 0, _) => format!("{minutes} min {} s", seconds % 60),
+        (0, _, _) => format!("{hours} h {} min", minutes % 60),
+        _ => format!("{days} d {} h", hours % 24),
+    }
+}
