@@ -10,6 +10,7 @@
 #![cfg_attr(test, allow(clippy::cast_possible_truncation, clippy::cast_sign_loss))]
 
 pub mod blk;
+pub mod console;
 pub mod registry;
 pub mod rng;
 pub mod virtio;

@@ -9,6 +9,7 @@ use serde::{Deserialize, Deserializer};
 use thiserror::Error;
 
 use crate::blk::{self, BlkDevice};
+use crate::console::{self, ConsoleDevice};
 use crate::rng::{self, RngDevice};
 use crate::virtio::{Device, DeviceType};
 
@@ -148,6 +149,9 @@ table! {
     Rng, "rng", DeviceType::ENTROPY,
         rng::RngConfig, rng::ConfigError,
         rng::RngSpec, RngDevice::open, rng::SourceError;
+    Console, "console", DeviceType::CONSOLE,
+        console::ConsoleConfig, console::ConfigError,
+        console::ConsoleSpec, ConsoleDevice::open, console::EndpointError;
 }
 
 #[cfg(test)]

@@ -1,8 +1,14 @@
 //! The devices that are tortured: how each is made, and what it is asked for.
 //!
-//! One entry for each kind of the registry; a test sees to it that none is
-//! missing.
+//! At least one entry for each kind of the registry, in its order; a test sees
+//! to it that none is missing.
 
+use std::io::Write;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+use devices::console::{ConsoleConfig, ConsoleDevice};
 use devices::registry::DeviceSpec;
 use devices::rng::RngConfig;
 use devices::virtio::Device;
@@ -40,6 +46,20 @@ pub const SUBJECTS: &[Subject] = &[
         queue: 0,
         request: rng_request,
         is_answer: is_rng_answer,
+    },
+    Subject {
+        kind: "console",
+        make: make_console_on_file,
+        queue: 1,
+        request: output_request,
+        is_answer: is_output_answer,
+    },
+    Subject {
+        kind: "console",
+        make: make_console_with_input,
+        queue: 0,
+        request: input_request,
+        is_answer: is_input_answer,
     },
 ];
 
@@ -105,4 +125,72 @@ fn is_rng_answer(_request: &Request, written: &[Vec<u8>]) -> bool {
     written
         .iter()
         .all(|bytes| bytes.iter().any(|byte| *byte != 0))
+}
+
+fn console(config: ConsoleConfig) -> Box<dyn Device> {
+    Box::new(ConsoleDevice::open(config.validate().unwrap()).unwrap())
+}
+
+fn make_console_on_file(stand: &Stand, number: u32) -> Box<dyn Device> {
+    console(ConsoleConfig::file(
+        stand.path(&format!("torture-{number}.log")),
+    ))
+}
+
+/// One to four pieces of output. virtio 1.3 §5.3.6
+fn output_request(pattern: &mut Pattern) -> Request {
+    let buffers = 1 + pattern.below(4);
+    Request {
+        readable: (0..buffers)
+            .map(|_| vec![b'o'; 1 + pattern.below(2048) as usize])
+            .collect(),
+        writable: Vec::new(),
+    }
+}
+
+fn is_output_answer(_request: &Request, written: &[Vec<u8>]) -> bool {
+    written.is_empty()
+}
+
+/// What the host types, again and again.
+const TYPED: u8 = b'i';
+
+/// A console on a socket, with somebody there who types without end.
+fn make_console_with_input(stand: &Stand, number: u32) -> Box<dyn Device> {
+    let path = stand.path(&format!("torture-{number}.sock"));
+    let device = console(ConsoleConfig::socket(&path));
+    // one for all consoles that are made there one after the other
+    let first = std::fs::File::create_new(path.with_extension("typist")).is_ok();
+    if first {
+        std::thread::spawn(move || type_without_end(&path));
+    }
+    device
+}
+
+/// Ends with the directory.
+fn type_without_end(path: &Path) {
+    while path.parent().is_some_and(Path::exists) {
+        if let Ok(mut stream) = UnixStream::connect(path) {
+            while stream.write_all(&[TYPED; 4096]).is_ok() {}
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// One to four buffers for input.
+fn input_request(pattern: &mut Pattern) -> Request {
+    let buffers = 1 + pattern.below(4);
+    Request {
+        readable: Vec::new(),
+        writable: (0..buffers)
+            .map(|_| 1 + pattern.below(2048) as usize)
+            .collect(),
+    }
+}
+
+/// What was typed is there from the beginning on, as much as there was.
+fn is_input_answer(_request: &Request, written: &[Vec<u8>]) -> bool {
+    let bytes = written.concat();
+    let typed = bytes.iter().take_while(|byte| **byte == TYPED).count();
+    typed > 0 && bytes.iter().skip(typed).all(|byte| *byte == 0)
 }

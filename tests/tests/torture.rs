@@ -45,7 +45,9 @@ fn every_device_of_the_registry_is_tortured() {
         .iter()
         .map(|kind| kind.name)
         .collect();
-    let subjects: Vec<&str> = SUBJECTS.iter().map(|subject| subject.kind).collect();
+    let mut subjects: Vec<&str> = SUBJECTS.iter().map(|subject| subject.kind).collect();
+    // some are tortured by several of their queues
+    subjects.dedup();
 
     assert_eq!(subjects, kinds);
 }

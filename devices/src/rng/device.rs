@@ -88,4 +88,8 @@ impl Device for RngDevice {
             Arc::clone(&self.stats),
         )?))
     }
+
+    fn statistics(&self) -> Vec<(&'static str, u64)> {
+        self.stats.snapshot().list()
+    }
 }

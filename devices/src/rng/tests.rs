@@ -136,6 +136,7 @@ fn chains_are_filled_with_bytes_that_differ() {
     assert_eq!(rig.read(odd).len(), 1);
     assert_eq!(rig.line.edges(), 1);
     assert_eq!((rig.stats().requests, rig.stats().bytes), (3, 129));
+    assert!(rig.device.statistics().contains(&("bytes", 129)));
 }
 
 #[test]

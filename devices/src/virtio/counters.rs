@@ -20,6 +20,13 @@ macro_rules! counters {
             $($(#[$doc])* pub $name: u64,)*
         }
 
+        impl $snapshot {
+            /// Each value with its name.
+            pub fn list(&self) -> Vec<(&'static str, u64)> {
+                vec![$((stringify!($name), self.$name),)*]
+            }
+        }
+
         impl $stats {
             /// Reads every counter; a batch may be half counted.
             pub fn snapshot(&self) -> $snapshot {

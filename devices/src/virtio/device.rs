@@ -1,6 +1,7 @@
 //! What a device is to its transport and to its workers.
 
 use std::os::fd::BorrowedFd;
+use std::path::Path;
 
 use swiotlb::Dma;
 
@@ -60,6 +61,12 @@ pub trait Device: Send {
 
     /// The device was reset: all its queues were given back.
     fn reset(&mut self) {}
+
+    /// Where a user of the host finds the device, if it has such a place: a
+    /// console's terminal.
+    fn host_path(&self) -> Option<&Path> {
+        None
+    }
 
     /// What the device has done so far, by names of its own: what its requests
     /// were and how they ended. They outlive resets. Names are snake_case and

@@ -43,6 +43,11 @@ const WILD: [u64; 14] = [
     u64::MAX - 15,
 ];
 
+/// Pages behind those that descriptors begin in: a device that fills a buffer
+/// which is longer than them does as it was told, and no device fills more at
+/// once.
+const SPARE: usize = 17;
+
 /// Puts chains into a queue and lets the device make of it what it can; then
 /// resets it and frees the rings at once.
 fn inflict(bench: &mut Bench, build: impl FnOnce(&mut Bench, &mut RawQueue)) {
@@ -185,7 +190,7 @@ pub(super) fn indices(bench: &mut Bench) {
 /// reads them.
 pub(super) fn random_descriptors(bench: &mut Bench) {
     let memory = bench.driver.memory.clone();
-    let page = memory.alloc(4, false).unwrap();
+    let page = memory.alloc(4 + SPARE, false).unwrap();
     for _ in 0..48 {
         inflict(bench, |bench, queue| {
             for _ in 0..4 {

@@ -71,8 +71,8 @@ pub fn torture(name: &str) {
             };
             if let Err(error) = within("the case", LIMIT, run) {
                 panic!(
-                    "{name}, {}, {addresses:?}, {events:?}: {error}",
-                    subject.kind
+                    "{name}, {}, queue {}, {addresses:?}, {events:?}: {error}",
+                    subject.kind, subject.queue
                 );
             }
         }

@@ -1,0 +1,253 @@
+//! Serves a receive queue, on the worker thread that owns it.
+//!
+//! The host's end is read only while chains wait to be filled, and not even
+//! waited for otherwise: so whoever writes there is held back by the guest.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::event::epoll::EventFlags;
+use swiotlb::Transfer;
+
+use super::endpoint::{Halt, RETRY, Stream};
+use super::port::Port;
+use super::waiter::Waiter;
+use crate::virtio::counters::add;
+use crate::virtio::log_limit::LogLimit;
+use crate::virtio::queue::DescriptorRanges;
+use crate::virtio::worker::with_causes;
+use crate::virtio::{ActiveQueue, Chain, Head, QueueError, QueueHandler};
+
+/// Most bytes read at once.
+const READ: usize = 64 << 10;
+/// Reads before the worker looks whether it is to stop.
+const ROUNDS: usize = 16;
+
+/// A chain that waits to be filled.
+#[derive(Debug)]
+struct Waiting {
+    head: Head,
+    ranges: DescriptorRanges,
+    /// Bytes that it takes, as far as one read brings them.
+    room: usize,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Input {
+    port: Arc<Port>,
+    waiter: Waiter,
+    /// What is read from; looked up again when the bell rings or it ends.
+    stream: Option<Arc<Stream>>,
+    /// The stream has failed and is left alone until the timer rings.
+    resting: bool,
+    hung_up: bool,
+    waiting: VecDeque<Waiting>,
+    /// Read, and not given to the guest.
+    inbox: Vec<u8>,
+    log: LogLimit,
+}
+
+impl Input {
+    /// # Errors
+    /// No descriptors.
+    pub(super) fn new(port: Arc<Port>) -> io::Result<Self> {
+        Ok(Input {
+            waiter: Waiter::new(&port.bells.input)?,
+            stream: port.endpoint.input(),
+            resting: false,
+            hung_up: false,
+            waiting: VecDeque::new(),
+            inbox: port.take_inbox(),
+            log: LogLimit::default(),
+            port,
+        })
+    }
+
+    /// Moves what can be moved.
+    fn pump(&mut self, queue: &mut ActiveQueue) -> Result<(), QueueError> {
+        for _ in 0..ROUNDS {
+            let nothing = self.waiting.is_empty() || self.inbox.is_empty() && !self.read();
+            self.tell_size(queue);
+            if nothing {
+                self.rest();
+                return Ok(());
+            }
+            self.deliver(queue)?;
+        }
+        self.port.bells.input.ring();
+        Ok(())
+    }
+
+    /// Reads what the waiting chains take; false if there is nothing.
+    fn read(&mut self) -> bool {
+        let room = self.waiting.iter().map(|waiting| waiting.room);
+        let room = room.fold(0, usize::saturating_add).min(READ);
+        let mut bytes = vec![0; room];
+        while !self.resting {
+            let Some(stream) = &self.stream else { break };
+            match stream.read(&mut bytes) {
+                Ok(count) => {
+                    bytes.truncate(count);
+                    self.inbox = bytes;
+                    // who types has a window, perhaps of a new size
+                    self.port.look_at_size();
+                    return true;
+                }
+                Err(Halt::Wait) if !self.hung_up => break,
+                Err(Halt::Wait | Halt::Gone) => self.gone(),
+                Err(Halt::Failed(error)) => self.failed(&error),
+            }
+        }
+        false
+    }
+
+    /// Spreads what was read over the waiting chains, as one batch.
+    fn deliver(&mut self, queue: &mut ActiveQueue) -> Result<(), QueueError> {
+        let mut rest = self.inbox.as_slice();
+        let mut transfers = Vec::new();
+        let mut lens = Vec::new();
+        for waiting in &self.waiting {
+            if rest.is_empty() {
+                break;
+            }
+            let (bytes, after) = rest.split_at(waiting.room.min(rest.len()));
+            rest = after;
+            lens.push(bytes.len());
+            transfers.push(Transfer::to_guest(waiting.ranges.iter().copied(), bytes));
+        }
+        queue.dma().transfer(&mut transfers);
+        let results: Vec<_> = transfers.into_iter().map(|t| t.result).collect();
+        let (mut given, mut broken) = (0, Ok(()));
+        for (len, result) in lens.into_iter().zip(results) {
+            let Some(waiting) = self.waiting.pop_front() else {
+                break;
+            };
+            if let Err(fault) = result {
+                // there is no status to tell it by; its bytes and those after
+                // it are kept for when the device has been reset
+                let head = waiting.head.index();
+                let why = format!("its buffer cannot be written: {}", with_causes(&fault));
+                broken = Err(QueueError::Request { head, why });
+                break;
+            }
+            given += len;
+            add(&self.port.stats.input_chains, 1);
+            add(&self.port.stats.input_bytes, len);
+            queue.push_copied(waiting.head, u32::try_from(len).unwrap_or(u32::MAX))?;
+        }
+        self.inbox.drain(..given.min(self.inbox.len()));
+        broken
+    }
+
+    /// Nothing comes from the stream any more.
+    fn gone(&mut self) {
+        self.waiter.unwatch();
+        self.hung_up = false;
+        let Some(stream) = self.stream.take() else {
+            return;
+        };
+        match self.port.endpoint.input_gone(&stream) {
+            Some(delay) => {
+                add(&self.port.stats.hangups, 1);
+                self.leave_alone(delay);
+            }
+            // the bell rings when there is another one
+            None => self.stream = self.port.endpoint.input(),
+        }
+    }
+
+    fn failed(&mut self, error: &io::Error) {
+        add(&self.port.stats.host_errors, 1);
+        if let Some(withheld) = self.log.due() {
+            tracing::warn!(
+                path = %self.port.endpoint.path().display(),
+                %error,
+                withheld,
+                "a console's input cannot be read; trying again"
+            );
+        }
+        self.leave_alone(RETRY);
+    }
+
+    fn leave_alone(&mut self, delay: Duration) {
+        self.waiter.unwatch();
+        self.resting = true;
+        self.waiter.ring_in(delay);
+    }
+
+    fn tell_size(&self, queue: &ActiveQueue) {
+        if self.port.take_size_news() {
+            add(&self.port.stats.resizes, 1);
+            queue.config_changed();
+        }
+    }
+
+    /// Waits for what there is to wait for now.
+    fn rest(&mut self) {
+        let wanted = !self.waiting.is_empty() && self.inbox.is_empty() && !self.resting;
+        match &self.stream {
+            Some(stream) if wanted => {
+                if let Err(error) = self.waiter.watch(stream, EventFlags::IN) {
+                    self.failed(&error);
+                }
+            }
+            _ => self.waiter.unwatch(),
+        }
+    }
+}
+
+impl QueueHandler for Input {
+    fn serve(&mut self, queue: &mut ActiveQueue, chains: Vec<Chain>) -> Result<(), QueueError> {
+        for chain in chains {
+            let room = chain.writable.iter().map(|range| range.len());
+            let room = room.fold(0, u32::saturating_add);
+            if room == 0 {
+                add(&self.port.stats.bad_requests, 1);
+                queue.push_copied(chain.head, 0)?;
+                continue;
+            }
+            self.waiting.push_back(Waiting {
+                head: chain.head,
+                ranges: chain.writable,
+                room: usize::try_from(room).unwrap_or(READ).min(READ),
+            });
+        }
+        self.pump(queue)
+    }
+
+    fn room(&self) -> usize {
+        self.port.queue_size.saturating_sub(self.waiting.len())
+    }
+
+    fn event(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.waiter.as_fd())
+    }
+
+    fn advance(&mut self, queue: &mut ActiveQueue) -> Result<(), QueueError> {
+        let happened = self.waiter.take(&self.port.bells.input);
+        self.hung_up |= happened.hung_up;
+        if happened.timer {
+            self.resting = false;
+        }
+        if happened.bell || happened.timer {
+            self.stream = self.port.endpoint.input();
+        }
+        self.pump(queue)
+    }
+
+    fn settle(&mut self, _queue: &mut ActiveQueue) {
+        // nothing of the guest's is held for them, and it forgets them
+        self.waiting.clear();
+        self.waiter.unwatch();
+    }
+}
+
+impl Drop for Input {
+    fn drop(&mut self) {
+        self.port.park_inbox(std::mem::take(&mut self.inbox));
+    }
+}
