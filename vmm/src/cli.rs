@@ -295,11 +295,18 @@ fn demo() -> Exit {
     }
     match crate::demo::run(&mut std::io::stdout()) {
         Ok(()) => Exit::Done,
+        // whoever read it (head, a pager) has seen enough
+        Err(error) if is_broken_pipe(&error) => Exit::Done,
         Err(error) => {
-            eprintln!("xen-dm: {error:#}");
+            eprintln!("xen-dm: demo: {error:#}");
             Exit::Failed
         }
     }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    let io = error.downcast_ref::<std::io::Error>();
+    io.is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@
 LAB_DIR=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 PROJECT=$(cd "$LAB_DIR/../.." && pwd)
 LAB_RESOURCES=$PROJECT/resources/lab
-LAB_CACHE=${XEN_LAB_CACHE:-${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/xen-dm-lab}
+LAB_CACHE=$(realpath -m "${XEN_LAB_CACHE:-${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/xen-dm-lab}")
 CROSS=aarch64-linux-gnu-
 export LAB_DIR PROJECT LAB_RESOURCES LAB_CACHE CROSS
 

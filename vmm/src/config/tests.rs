@@ -38,11 +38,11 @@ fn the_example_is_a_configuration_and_says_what_it_describes() {
 
     let config = Config::load(&path).unwrap();
 
-    let web = config.guest("web-1", None);
-    assert_eq!(web.allow_foreign_with_grants, Some(true));
+    let web = config.guest("example-1", None);
+    assert_eq!(web.allow_foreign_with_grants, Some(false));
     assert_eq!(web.events, Some(EventMode::Plain));
-    let disk = disk_of(&config, "web-1", "xvda");
-    assert_eq!(disk.serial.as_deref(), Some("web-root"));
+    let disk = disk_of(&config, "example-1", "xvda");
+    assert_eq!(disk.serial.as_deref(), Some("example-root"));
     assert_eq!(disk.physical_block_size, Some(4096));
     let uuid = config.guest("any", Some("e9a3c1d2-0b7f-4d8e-9a41-3c5d7e9f1b20"));
     assert_eq!(uuid.virtio(0, DeviceType(2)).unwrap().kind().name, "blk");
