@@ -109,8 +109,15 @@ impl Page {
     }
 
     /// Answers a vCPU's request and lets it run. `data` is what a read gives;
-    /// none leaves the slot's data alone.
-    pub(super) fn answer(&self, index: u32, vcpu: &Vcpu, data: Option<u64>) -> Result<()> {
+    /// none leaves the slot's data alone. Without a `request` whatever stands
+    /// there is answered: the server is ending.
+    pub(super) fn answer(
+        &self,
+        index: u32,
+        vcpu: &Vcpu,
+        request: Option<&Ioreq>,
+        data: Option<u64>,
+    ) -> Result<()> {
         let stale = || Error::Stale {
             dom: self.dom,
             vcpu: index,
@@ -120,18 +127,37 @@ impl Page {
         }
         let slot = self.slot(index).ok_or_else(stale)?;
         let bits = slot.bits().ok_or_else(stale)?;
-        let ours = bits.load(Ordering::Relaxed);
-        if ours & abi::BITS_STATE != abi::STATE_INPROCESS {
-            return Err(stale());
+        loop {
+            let seen = bits.load(Ordering::Acquire);
+            let is_ours = match seen & abi::BITS_STATE {
+                abi::STATE_INPROCESS => true,
+                // The kernel's ioeventfd looks and stores without care for who
+                // took the request in between, and then puts one that it does
+                // not know back to READY: it is still ours to answer. One that
+                // it did know it has answered itself, and what stands here
+                // then is another.
+                abi::STATE_READY => {
+                    request.is_none_or(|request| slot.read(index, seen).as_ref() == Some(request))
+                }
+                _ => false,
+            };
+            if !is_ours {
+                return Err(stale());
+            }
+            if let Some(data) = data {
+                let field: &AtomicU64 =
+                    slot.field(offset_of!(abi::Ioreq, data)).ok_or_else(stale)?;
+                field.store(data, Ordering::Relaxed);
+            }
+            let answered = seen & !abi::BITS_STATE | abi::STATE_RESP_READY;
+            // Release: Xen sees the data before the state.
+            if bits
+                .compare_exchange(seen, answered, Ordering::Release, Ordering::Relaxed)
+                .is_ok()
+            {
+                break;
+            }
         }
-        if let Some(data) = data {
-            let field: &AtomicU64 = slot.field(offset_of!(abi::Ioreq, data)).ok_or_else(stale)?;
-            field.store(data, Ordering::Relaxed);
-        }
-        let answered = ours & !abi::BITS_STATE | abi::STATE_RESP_READY;
-        // Release: Xen sees the data before the state.
-        bits.compare_exchange(ours, answered, Ordering::Release, Ordering::Relaxed)
-            .map_err(|_| stale())?;
         vcpu.channel.notify().map_err(|source| Error::Events {
             dom: self.dom,
             source,

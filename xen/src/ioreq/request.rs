@@ -139,7 +139,7 @@ impl Pending {
     fn answer(&mut self, data: u64) -> Result<()> {
         self.answered = true;
         let data = self.request.takes_data().then_some(data);
-        self.shared.answer(self.request.vcpu, data)
+        self.shared.answer(&self.request, data)
     }
 }
 

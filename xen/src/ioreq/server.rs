@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use super::page::{Look, Page, Vcpu};
-use super::request::Pending;
+use super::request::{Ioreq, Pending};
 use super::{Drained, Error, Result};
 use crate::dm_op::{IoRange, ServerId};
 use crate::domid::DomId;
@@ -46,12 +46,12 @@ impl Shared {
         self.vcpus().get(usize::try_from(index).ok()?)
     }
 
-    pub(super) fn answer(&self, index: u32, data: Option<u64>) -> Result<()> {
-        let vcpu = self.vcpu(index).ok_or(Error::Stale {
+    pub(super) fn answer(&self, request: &Ioreq, data: Option<u64>) -> Result<()> {
+        let vcpu = self.vcpu(request.vcpu).ok_or(Error::Stale {
             dom: self.dom(),
-            vcpu: index,
+            vcpu: request.vcpu,
         })?;
-        self.page.answer(index, vcpu, data)
+        self.page.answer(request.vcpu, vcpu, Some(request), data)
     }
 
     /// Looks at a slot, for a while if the kernel holds it.
@@ -412,7 +412,7 @@ impl IoreqServer {
                 let _ = self.shared.look_patiently(index, vcpu);
             }
             if Page::is_held(vcpu)
-                && let Err(error) = self.shared.answer(index, Some(u64::MAX))
+                && let Err(error) = self.shared.page.answer(index, vcpu, None, Some(u64::MAX))
             {
                 tracing::debug!(domain = %self.dom(), vcpu = index, %error, "last answer");
             }
