@@ -2,9 +2,14 @@
 # xen-dm in dom0: one at a time.
 
 DAEMON_LOG=$WORK/daemon.log
+DAEMON_CONFIG=$WORK/xen-dm.toml
+
+# daemon_config LINE…: what daemon_start is to find in the configuration file.
+daemon_config() { printf '%s\n' "$@" >"$DAEMON_CONFIG"; }
 
 # daemon_start [ARGUMENT…]: in the background; its process id is in DAEMON.
 daemon_start() {
+  [ ! -e "$DAEMON_CONFIG" ] || set -- --config "$DAEMON_CONFIG" "$@"
   /lab/xen-dm daemon "$@" >>"$DAEMON_LOG" 2>&1 </dev/null &
   DAEMON=$!
   echo "$DAEMON" >"$WORK/daemon.pid"
@@ -26,4 +31,5 @@ daemon_gone() { ! grep -q '^State:.[^ZX]' "/proc/$DAEMON/status" 2>/dev/null; }
 
 # What the daemon holds of Xen's: open descriptors, and mappings of guest memory.
 daemon_descriptors() { find "/proc/$DAEMON/fd" -mindepth 1 | wc -l; }
+daemon_resident() { awk '$1 == "VmRSS:" { print $2 }' "/proc/$DAEMON/status"; } # KiB
 daemon_mappings() { grep -c -E '/dev/xen/(privcmd|gntdev)' "/proc/$DAEMON/maps" || true; }

@@ -1,13 +1,13 @@
 # shellcheck shell=sh
-# Cases about one disk.
+# Disks and their images.
 
 DISK=$WORK/disk.img
 
 checksum() { sha256sum "$1" | cut -d' ' -f1; }
 
-# blank_disk MIB / random_disk MIB: the image, sparse or full of noise.
-blank_disk() { dd if=/dev/zero of="$DISK" bs=1M count=0 seek="$1" 2>/dev/null; }
-random_disk() { dd if=/dev/urandom of="$DISK" bs=1M count="$1" 2>/dev/null; }
+# blank_disk MIB [FILE] / random_disk MIB [FILE]: the image, sparse or full of noise.
+blank_disk() { dd if=/dev/zero of="${2:-$DISK}" bs=1M count=0 seek="$1" 2>/dev/null; }
+random_disk() { dd if=/dev/urandom of="${2:-$DISK}" bs=1M count="$1" 2>/dev/null; }
 
 # file_system_round GRANTS: a guest writes a file on an ext4 that dom0 made and verifies it (guest/disk.sh);
 # after its end dom0 finds the file system clean and the same file on it.
@@ -34,3 +34,6 @@ file_system_round() {
   same "the checksum of the file in dom0" "$(guest_says lab checksum)" "$found"
   note "$(guest_says lab figures)"
 }
+
+# sum_at IMAGE FIRST MIB: the checksum of a part of it, in MiB.
+sum_at() { dd if="$1" bs=1M skip="$2" count="$3" 2>/dev/null | sha256sum | cut -d' ' -f1; }

@@ -31,9 +31,12 @@ tidy() {
   rm -rf /tmp/case /var/log/xen/console/guest-*.log /var/log/xen/xl-*.log
 }
 
+soak=$(sed -n 's/.*lab\.soak=\([0-9]*\).*/\1/p' /proc/cmdline)
+export SOAK="$soak"
+
 echo "LAB: ready $(now)"
 for case; do
-  limit=$(header "$case" seconds)
+  limit=$(($(header "$case" seconds)))
   tidy
   mkdir -p /tmp/case
   echo "LAB: start $case"
@@ -41,13 +44,13 @@ for case; do
   setsid sh /lab/one-case.sh "$case" >/tmp/case/out 2>&1 </dev/null &
   pid=$!
   ticks=0
-  while kill -0 "$pid" 2>/dev/null && [ "$ticks" -lt $((${limit:-60} * 5)) ]; do
+  while kill -0 "$pid" 2>/dev/null && [ "$ticks" -lt $((limit * 5)) ]; do
     sleep 0.2
     ticks=$((ticks + 1))
   done
   if kill -0 "$pid" 2>/dev/null; then
     kill -9 -- "-$pid"
-    verdict="FAILED $case $(since "$began") not finished after ${limit:-60} s"
+    verdict="FAILED $case $(since "$began") not finished after $limit s"
   elif wait "$pid"; then
     verdict="ok $case $(since "$began")"
   else

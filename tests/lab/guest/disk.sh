@@ -1,12 +1,13 @@
 # shellcheck shell=sh
 # What guests do with their disk.
 
-# disk_wait: until the driver has the disk, half a minute at most.
+# disk_wait [NAME]: until the driver has the disk, half a minute at most.
+# shellcheck disable=SC2120 # cases give the name
 disk_wait() {
   left=150
-  until [ -b /dev/vda ]; do
+  until [ -b "/dev/${1:-vda}" ]; do
     left=$((left - 1))
-    [ "$left" -gt 0 ] || fail "no /dev/vda: $(dmesg | grep -i virtio | tail -n 1)"
+    [ "$left" -gt 0 ] || fail "no /dev/${1:-vda}: $(dmesg | grep -i virtio | tail -n 1)"
     sleep 0.2
   done
 }
@@ -19,22 +20,39 @@ drop_caches() {
 # requests: reads and writes that the disk has completed (Documentation/admin-guide/iostats.rst)
 requests() { awk '{ print $1 " reads, " $5 " writes" }' /sys/block/vda/stat; }
 
+# load DISK MIB: reads and writes on 2 × MIB of the disk, through the caches and past them, until the disk is gone.
+load() {
+  # a node of its own: a dd to /dev/NAME would make a file where the disk has gone
+  node=/tmp/node-$1
+  [ -e "$node" ] || must mknod "$node" b "$(cut -d: -f1 "/sys/block/$1/dev")" "$(cut -d: -f2 "/sys/block/$1/dev")"
+  (while dd if=/dev/zero of="$node" bs=64k count=$(($2 * 16)) oflag=direct; do :; done 2>/dev/null) &
+  (while dd if="$node" of=/dev/null bs=64k count=$(($2 * 32)) iflag=direct; do :; done 2>/dev/null) &
+  (while dd if=/dev/zero of="$node" bs=1M seek="$2" count="$2" conv=fsync; do :; done 2>/dev/null) &
+  tell loading
+  wait
+}
+
+# copy ARGUMENT…: dd, which is heard only when it fails.
+copy() {
+  said=$(dd "$@" 2>&1) || fail "dd $*: $said"
+}
+
 # write_and_verify MIB: a file of noise onto the ext4 of the disk, and read back.
 write_and_verify() {
   mib=$1
-  must dd if=/dev/urandom of=/tmp/noise bs=1M count="$mib"
+  copy if=/dev/urandom of=/tmp/noise bs=1M count="$mib"
   sum=$(sha256sum </tmp/noise | cut -d' ' -f1)
   disk_wait
   must mount -t ext4 /dev/vda /mnt
   tell "mounted $(now)"
 
   began=$(now)
-  must dd if=/tmp/noise of=/mnt/noise bs=1M conv=fsync
+  copy if=/tmp/noise of=/mnt/noise bs=1M conv=fsync
   must sync
   wrote=$(now)
   drop_caches
   read_began=$(now)
-  must dd if=/mnt/noise of=/dev/null bs=1M
+  copy if=/mnt/noise of=/dev/null bs=1M
   read_ended=$(now)
   drop_caches
   found=$(sha256sum </mnt/noise | cut -d' ' -f1)
@@ -44,4 +62,23 @@ write_and_verify() {
   tell "figures $(awk -v n="$mib" -v a="$began" -v b="$wrote" -v c="$read_began" -v d="$read_ended" -v r="$(requests)" '
     function rate(s) { return s > 0 ? sprintf("%.0f MiB/s", n / s) : "no time" }
     BEGIN { printf "%d MiB written in %.2f s (%s), read in %.2f s (%s), verified; %s", n, b - a, rate(b - a), d - c, rate(d - c), r }')"
+}
+
+# platform_of SLOT: its name as a platform device, counted from 0 (libxl puts devices 0x200 bytes apart).
+platform_of() { printf '%x.virtio' $((0x2000000 + $1 * 0x200)); }
+
+# disk_at SLOT: the name of the disk in it.
+disk_at() { ls "/sys/devices/platform/$(platform_of "$1")/"virtio*/block; }
+
+disk_sum() { sha256sum <"/dev/$1" | cut -d' ' -f1; }
+
+# noise_round DISK FIRST MIB: noise from MiB FIRST on, past the caches, and read back. Sets SUM to its checksum.
+noise_round() {
+  file=/tmp/noise-$1-$2
+  copy if=/dev/urandom of="$file" bs=1M count="$3"
+  SUM=$(sha256sum <"$file" | cut -d' ' -f1)
+  copy if="$file" of="/dev/$1" bs=64k seek=$(($2 * 16)) oflag=direct
+  found=$(dd if="/dev/$1" bs=64k skip=$(($2 * 16)) count=$(($3 * 16)) iflag=direct 2>/dev/null | sha256sum | cut -d' ' -f1)
+  [ "$found" = "$SUM" ] || fail "$1 reads back with checksum $found instead of $SUM"
+  rm "$file"
 }

@@ -2,16 +2,17 @@
 # The root file systems. dom0's is three cpio archives after each other: the userland, the kernel's
 # modules where there are any, and what changes from run to run (scripts, cases, xen-dm, the guest).
 
-# make_initrd FLAVOUR DIRECTORY: sets INITRD, made in DIRECTORY. need_userland and need_kernel come first;
-# XEN_DM names the arm64 binary, SUITE the test program or nothing.
+# make_initrd DIRECTORY: sets INITRD, made in DIRECTORY. need_userland, need_programs and need_kernel come
+# first; XEN_DM names the arm64 binary, SUITE the test program or nothing.
 make_initrd() {
-  local root=$2/dom0 guest=$2/guest
-  INITRD=$2/dom0.cpio
+  local root=$1/dom0 guest=$1/guest
+  INITRD=$1/dom0.cpio
   mkdir -p "$guest"/{bin,proc,sys,dev,tmp,mnt,lab} "$root"/lab/guest
   cp "$BUSYBOX" "$guest/bin/busybox"
   ln -s busybox "$guest/bin/sh"
   install -m 755 "$LAB_DIR/guest/init" "$guest/init"
   cp "$LAB_DIR"/guest/*.sh "$guest/lab/"
+  cp -r "$PROGRAMS" "$guest/lab/bin"
   cp -r "$LAB_DIR/cases" "$guest/lab/cases"
 
   install -m 755 "$LAB_DIR/dom0/init" "$root/init"

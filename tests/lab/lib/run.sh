@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Boots the machine for the cases of one kernel and judges them by what dom0 says on the console
+# Boots a machine for the cases that want the same one and judges them by what dom0 says on the console
 # (dom0/runner.sh lists the words).
 
 BOOT_SECONDS=180 # from QEMU's start to dom0's "ready"; five to fifteen are usual
@@ -7,51 +7,54 @@ SLACK_SECONDS=60 # what a case may take on top of its own bound, logs included
 
 PASSED=0
 FAILED=0
-SUITE_CASE=xen-suite
+SUITE_CASE="xen-suite"
 LAST_NOTES=() # what the last boot's cases noted, "CASE TEXT"
 
-# prepare KERNEL…: everything that the cases of these kernels need, the suite apart.
+# prepare KERNELS XENS: everything that cases with these kernels and hypervisors need, the suite apart.
 prepare() {
-  local kernel
-  need_xen
+  local flavour
   need_userland
   need_xen_dm
-  for kernel; do need_kernel "$kernel"; done
+  need_programs
+  for flavour in $1; do need_kernel "$flavour"; done
+  for flavour in $2; do need_xen "$flavour"; done
 }
 
-# run_cases CASE…: runs them, a boot for each kernel, and counts in PASSED and FAILED.
+# run_cases CASE…: runs them, a boot for each machine that they want, and counts in PASSED and FAILED.
 run_cases() {
-  local kernel name wanted=() kernels=()
-  for kernel in "${KERNELS[@]}"; do
-    for name; do [ "$(case_header "$name" kernel)" != "$kernel" ] || { kernels+=("$kernel") && break; }; done
-  done
-  prepare "${kernels[@]}"
+  local machine name wanted machines
+  mapfile -t machines < <(case_boots "$@")
+  prepare "$(printf '%s\n' "${machines[@]}" | cut -d' ' -f1 | sort -u)" \
+    "$(printf '%s\n' "${machines[@]}" | cut -d' ' -f2 | sort -u)"
   SUITE=
   [[ " $* " != *" $SUITE_CASE "* ]] || need_suite
   temporary_directory
-  for kernel in "${kernels[@]}"; do
+  for machine in "${machines[@]}"; do
     wanted=()
-    for name; do [ "$(case_header "$name" kernel)" != "$kernel" ] || wanted+=("$name"); done
-    need_kernel "$kernel"
-    make_initrd "$kernel" "$TEMPORARY"
+    for name; do [ "$(case_boot "$name")" != "$machine" ] || wanted+=("$name"); done
     # A case that takes the whole machine down must not take the others with it: they get another boot.
     while [ ${#wanted[@]} -gt 0 ]; do
-      boot "$kernel" "${wanted[@]}"
+      # shellcheck disable=SC2086 # its four words
+      boot $machine "${wanted[@]}"
       wanted=("${NOT_RUN[@]}")
     done
   done
 }
 
-# boot KERNEL CASE…: one boot. Sets NOT_RUN to the cases that had no turn because the machine ended early.
+# boot KERNEL XEN CPUS MEMORY CASE…: one boot. Sets NOT_RUN to the cases that had no turn because the machine
+# ended early.
 boot() {
-  local kernel=$1 joined log line='' piece output qemu status word name rest current='' limit
-  shift
+  local kernel=$1 xen=$2 cpus=$3 memory=$4 joined log line='' piece output qemu status word name rest current='' limit
+  shift 4
   NOT_RUN=("$@")
   joined=$*
+  need_xen "$xen"
+  need_kernel "$kernel"
+  make_initrd "$TEMPORARY"
   mkdir -p "$LAB_CACHE/logs"
   log=$LAB_CACHE/logs/run-$kernel-$(date +%Y%m%d-%H%M%S)-$$.log
-  machine_command "$TEMPORARY" "$XEN_IMAGE" "$KERNEL_IMAGE" "$INITRD" "lab.cases=${joined// /,}"
-  say "booting Xen and dom0 ($kernel kernel) for $# case(s)"
+  machine_command "$TEMPORARY" "$INITRD" "$cpus" "$memory" "lab.soak=$LAB_SOAK_SECONDS lab.cases=${joined// /,}"
+  say "booting: Xen ($xen), dom0 ($kernel kernel), $cpus processor(s), $memory MiB; for $# case(s)"
   mkfifo "$TEMPORARY/console"
   "${MACHINE_COMMAND[@]}" -serial stdio </dev/null >"$TEMPORARY/console" 2>&1 &
   qemu=$!
@@ -94,7 +97,7 @@ console_word() {
   start)
     current=$2
     LAST_LOG=()
-    limit=$((SECONDS + $(case_header "$current" seconds) + SLACK_SECONDS))
+    limit=$((SECONDS + $(case_seconds "$current") + SLACK_SECONDS))
     ;;
   step) [ -z "${STORY:-}" ] || say "$3" ;;
   note) LAST_NOTES+=("$2 $3") ;;
@@ -163,12 +166,11 @@ machine_ended() {
 # lab_shell KERNEL: a shell in dom0 on this terminal.
 lab_shell() {
   [[ " ${KERNELS[*]} " == *" $1 "* ]] || die "there is no kernel '$1'; there are: ${KERNELS[*]}"
-  prepare "$1"
+  prepare "$1" lab
   SUITE=
   temporary_directory
-  need_kernel "$1"
-  make_initrd "$1" "$TEMPORARY"
-  machine_command "$TEMPORARY" "$XEN_IMAGE" "$KERNEL_IMAGE" "$INITRD" ""
+  make_initrd "$TEMPORARY"
+  machine_command "$TEMPORARY" "$INITRD" 1 2048 "lab.soak=$LAB_SOAK_SECONDS"
   say "booting; Ctrl-a x ends the emulator, Ctrl-a c is its own command line"
   "${MACHINE_COMMAND[@]}" -serial mon:stdio
 }

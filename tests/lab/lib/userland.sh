@@ -4,7 +4,7 @@
 USERLAND_PACKAGES=(busybox-static xen-utils-4.20 xenstore-utils libxenmisc4.20 libxencall1 libxendevicemodel1
   libxenevtchn1 libxenforeignmemory1 libxengnttab1 libxenhypfs1 libxenstore4 libxentoolcore1 libxentoollog1
   libyajl2 libfdt1 libuuid1 zlib1g libgcc-s1 libc6 e2fsprogs libext2fs2t64 libcom-err2 libss2 libblkid1)
-XEN_TOOLS=(xl xenstored xenconsoled xenconsole xen-init-dom0 init-dom0less libxl-save-helper)
+XEN_TOOLS=(xl xenstored xenconsoled xenconsole xen-init-dom0 init-dom0less libxl-save-helper xenstore-control)
 FILE_SYSTEM_TOOLS=(mke2fs e2fsck)
 
 # need_userland: sets USERLAND_DOM0 (a cpio archive) and BUSYBOX (a static arm64 file).

@@ -1,9 +1,16 @@
 # shellcheck shell=bash
-# The hypervisor: Debian's Xen source, built with resources/lab/xen.config. Debian's own arm64 build has no
-# ioreq servers (every DM_OP answers ENOSYS), so it has to be built; half a minute.
+# The two hypervisors.
+#   lab     Debian's Xen source, built with resources/lab/xen.config; half a minute
+#   debian  Debian's own arm64 build, which has no ioreq servers: every DM_OP answers ENOSYS
 
-# need_xen: sets XEN_IMAGE.
+# need_xen FLAVOUR: sets XEN_IMAGE.
 need_xen() {
+  if [ "$1" = debian ]; then
+    host_need "${LAB_HOST_PACKAGES[@]}"
+    artefact xen-debian "$(content_key "$LAB_SUITE" "$(declare -f fetch_debian_xen)")" "5 MB to download" fetch_debian_xen
+    XEN_IMAGE=$ARTEFACT/xen
+    return
+  fi
   if [ -n "${XEN_LAB_PREBUILT:-}" ]; then
     prebuilt xen.gz xen
     XEN_IMAGE=$ARTEFACT/xen
@@ -20,6 +27,12 @@ prebuilt() {
   local file=$XEN_LAB_PREBUILT/$1
   [ -r "$file" ] || die "XEN_LAB_PREBUILT=$XEN_LAB_PREBUILT has no readable $1 (xen.gz and Image.gz are expected there)"
   artefact "prebuilt-$2" "$(sha256sum <"$file" | cut -c1-16)" "" unpack_prebuilt "$(realpath "$file")" "$2"
+}
+fetch_debian_xen() {
+  apt_state xen-debian arm64 "deb $(debian_mirror Debian) $LAB_SUITE main"
+  fetch_packages xen-debian package xen-hypervisor-4.20-arm64
+  cp package/boot/xen-4.20-arm64 xen
+  rm -rf package
 }
 unpack_prebuilt() { gzip -dc "$1" >"$2"; }
 
