@@ -25,17 +25,34 @@ pub trait FrameTranslation {
     /// # Errors
     /// [`NoTranslation`] for the first frame of the range that is not there.
     fn straddles(&self, range: Range) -> Result<bool, NoTranslation> {
-        let first = range.address() / PAGE_SIZE;
-        let bytes = range.address() % PAGE_SIZE + u64::from(range.len());
-        let frames = bytes.div_ceil(PAGE_SIZE);
+        self.straddles_at(range.address(), u64::from(range.len()))
+    }
+
+    /// As [`FrameTranslation::straddles`], for `len` bytes at `address`, which
+    /// are neither none nor wrap around.
+    ///
+    /// # Errors
+    /// As [`FrameTranslation::straddles`].
+    fn straddles_at(&self, address: u64, len: u64) -> Result<bool, NoTranslation> {
+        let first = address / PAGE_SIZE;
+        let end = u128::from(address % PAGE_SIZE) + u128::from(len);
+        let frames = end.div_ceil(u128::from(PAGE_SIZE));
         let base = self.gfn_to_bfn(first)?;
         // look at every frame even after a break: a hole must be an error
         let mut broken = false;
-        for i in 1..frames {
+        for i in 1..u64::try_from(frames).unwrap_or(u64::MAX) {
             let gfn = first.checked_add(i).ok_or(NoTranslation(first))?;
             broken |= Some(self.gfn_to_bfn(gfn)?) != base.checked_add(i);
         }
         Ok(broken)
+    }
+
+    /// The local guest frame behind the consumer's frame `bfn`: only if it is
+    /// local, and only if [`FrameTranslation::gfn_to_bfn`] leads back. A frame
+    /// of somebody else may have the number of a local one.
+    fn bfn_to_local_gfn(&self, bfn: u64) -> Option<u64> {
+        // without an inverse, only the identity can be verified
+        (self.gfn_to_bfn(bfn) == Ok(bfn)).then_some(bfn)
     }
 }
 
@@ -49,7 +66,7 @@ impl FrameTranslation for OneToOne {
         Ok(gfn)
     }
 
-    fn straddles(&self, _range: Range) -> Result<bool, NoTranslation> {
+    fn straddles_at(&self, _address: u64, _len: u64) -> Result<bool, NoTranslation> {
         Ok(false)
     }
 }

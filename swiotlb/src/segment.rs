@@ -90,3 +90,12 @@ pub(crate) fn copy_in(segments: &[Segment], mut bytes: &[u8]) -> usize {
     }
     copied
 }
+
+/// Writes zeroes over `slice`.
+pub(crate) fn zero(slice: &VolatileSlice<'_>) {
+    let guard = slice.ptr_guard_mut();
+    // SAFETY: the slice stands for `len` writable bytes that live as long as
+    // it does; a concurrent writer can only be outside of this program, to
+    // which the order of these bytes says nothing.
+    unsafe { std::ptr::write_bytes(guard.as_ptr(), 0, slice.len()) }
+}

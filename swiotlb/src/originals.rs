@@ -1,0 +1,120 @@
+//! How bytes move between an original and its bounce buffer: the trait that an
+//! embedder implements over its guest's memory.
+
+use vm_memory::{GuestAddress, GuestMemory, Permissions, VolatileSlice};
+
+/// A byte of an original that cannot be reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OrigFault {
+    /// Its offset in the range that was to be copied.
+    pub offset: u64,
+}
+
+/// The originals of a guest: memory that is written concurrently, so that every
+/// copy is of bytes that may change meanwhile, and each byte is fetched once.
+pub trait Originals {
+    /// Copies from the guest's memory at `address` into all of `bounce`.
+    ///
+    /// # Errors
+    /// [`OrigFault`]; bytes before the fault may have been copied.
+    fn copy_in(&self, address: u64, bounce: &VolatileSlice<'_>) -> Result<(), OrigFault>;
+
+    /// Copies all of `bounce` to the guest's memory at `address`, and marks
+    /// exactly these bytes dirty where that is recorded.
+    ///
+    /// # Errors
+    /// [`OrigFault`]; bytes before the fault have been copied.
+    fn copy_back(&self, address: u64, bounce: &VolatileSlice<'_>) -> Result<(), OrigFault>;
+}
+
+/// One contiguous window of guest memory: what a guest mapped 1:1 has.
+#[derive(Clone, Copy, Debug)]
+pub struct Window<'a> {
+    base: u64,
+    memory: VolatileSlice<'a>,
+}
+
+impl<'a> Window<'a> {
+    /// The guest's memory from address `base` on.
+    pub fn new(base: u64, memory: VolatileSlice<'a>) -> Self {
+        Window { base, memory }
+    }
+
+    #[inline]
+    fn part(&self, address: u64, len: usize) -> Result<VolatileSlice<'a>, OrigFault> {
+        let offset = address
+            .checked_sub(self.base)
+            .and_then(|offset| usize::try_from(offset).ok());
+        let offset = offset.ok_or(OrigFault { offset: 0 })?;
+        self.memory.subslice(offset, len).map_err(|_| OrigFault {
+            offset: self.memory.len().saturating_sub(offset) as u64,
+        })
+    }
+}
+
+impl Originals for Window<'_> {
+    #[inline]
+    fn copy_in(&self, address: u64, bounce: &VolatileSlice<'_>) -> Result<(), OrigFault> {
+        let original = self.part(address, bounce.len())?;
+        original.copy_to_volatile_slice(*bounce);
+        Ok(())
+    }
+
+    #[inline]
+    fn copy_back(&self, address: u64, bounce: &VolatileSlice<'_>) -> Result<(), OrigFault> {
+        let original = self.part(address, bounce.len())?;
+        bounce.copy_to_volatile_slice(original);
+        Ok(())
+    }
+}
+
+/// Any memory of vm-memory's, its dirty bitmap included.
+#[derive(Clone, Copy, Debug)]
+pub struct GuestRam<'a, M>(
+    /// The guest's memory.
+    pub &'a M,
+);
+
+impl<M: GuestMemory> GuestRam<'_, M> {
+    /// Calls `copy` with each piece of the range and its part of `bounce`.
+    fn each<'b>(
+        &self,
+        address: u64,
+        bounce: &VolatileSlice<'b>,
+        access: Permissions,
+        copy: impl Fn(&VolatileSlice<'_, vm_memory::bitmap::BS<'_, M::Bitmap>>, VolatileSlice<'b>),
+    ) -> Result<(), OrigFault> {
+        let mut offset = 0;
+        let fault = |offset: usize| OrigFault {
+            offset: offset as u64,
+        };
+        let pieces = self
+            .0
+            .get_slices(GuestAddress(address), bounce.len(), access)
+            .map_err(|_| fault(0))?;
+        for piece in pieces {
+            let piece = piece.map_err(|_| fault(offset))?;
+            let part = bounce.subslice(offset, piece.len());
+            copy(&piece, part.map_err(|_| fault(offset))?);
+            offset += piece.len();
+        }
+        match offset == bounce.len() {
+            true => Ok(()),
+            false => Err(fault(offset)),
+        }
+    }
+}
+
+impl<M: GuestMemory> Originals for GuestRam<'_, M> {
+    fn copy_in(&self, address: u64, bounce: &VolatileSlice<'_>) -> Result<(), OrigFault> {
+        self.each(address, bounce, Permissions::Read, |original, part| {
+            original.copy_to_volatile_slice(part);
+        })
+    }
+
+    fn copy_back(&self, address: u64, bounce: &VolatileSlice<'_>) -> Result<(), OrigFault> {
+        self.each(address, bounce, Permissions::Write, |original, part| {
+            part.copy_to_volatile_slice(original.clone());
+        })
+    }
+}

@@ -1,0 +1,359 @@
+//! An area of a pool: slots under one lock.
+//!
+//! Any thread takes and releases slots; each worker starts at its own area, so
+//! that locks are rarely met. Under the lock nothing is allocated, copied or
+//! asked of the system.
+
+use crate::direction::Direction;
+use crate::error::Error;
+use crate::pool::bits;
+use crate::pool::placement::Placement;
+use crate::reason::Reason;
+use crate::sizing::SEGMENT_SLOTS;
+use crate::sync::{Mutex, MutexGuard};
+
+/// Which of the eligible slots is taken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Policy {
+    /// The lowest one: the same memory is used again while it is in the
+    /// processor's caches.
+    #[default]
+    LowestFirst,
+    /// The next one after the last that was taken: memory is used again as late
+    /// as possible, which makes a use after unmap easier to notice.
+    NextFit,
+}
+
+/// What is recorded of a mapping, at its first slot. It is freed by this
+/// record, never by what its device's constraints have become.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Head {
+    /// Address of the original; meaningless for coherent memory.
+    pub orig: u64,
+    /// Bytes mapped, at most a segment.
+    pub len: u32,
+    /// Bytes between the first slot's start and the data.
+    pub before: u32,
+    /// Slots held, padding included.
+    pub slots: u8,
+    /// The mapping's direction.
+    pub direction: Direction,
+    /// Who may release it.
+    pub owner: Owner,
+    /// Why it was bounced.
+    pub reason: Reason,
+    /// Whether its worker starts at another area.
+    pub fallback: bool,
+    /// Whether its original is copied in when it is mapped.
+    pub filled: bool,
+}
+
+/// Who may release a mapping.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Owner {
+    /// A value in somebody's hands, by being dropped.
+    Value,
+    /// Whoever names the address.
+    Address,
+    /// Somebody who is at it.
+    Leaving,
+}
+
+/// 128 slots.
+#[derive(Clone, Copy, Debug)]
+struct Segment {
+    /// A one for each free slot. Those behind the pool's end are never free.
+    free: u128,
+    /// A one for each slot that is the first of a mapping.
+    heads: u128,
+}
+
+/// What one area has seen, under its lock.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct AreaStats {
+    /// Mappings, by [`Reason`].
+    pub maps: [u64; Reason::COUNT],
+    /// Bytes copied from originals.
+    pub bytes_in: u64,
+    /// Bytes copied back.
+    pub bytes_out: u64,
+    /// Mappings whose worker starts at another area.
+    pub fallbacks: u64,
+}
+
+/// Slots, and the records of what is in them.
+#[derive(Debug)]
+pub(crate) struct AreaState {
+    segments: Box<[Segment]>,
+    heads: Box<[Option<Head>]>,
+    used: u32,
+    /// No segment below this one has a free slot.
+    lowest: usize,
+    /// Where NextFit goes on.
+    cursor: u32,
+    /// Closed for ever (or until a teardown finds that it must not be).
+    closed: bool,
+    pub stats: AreaStats,
+}
+
+/// A lock and what it guards, apart from its neighbours: two cache lines,
+/// because processors fetch them in pairs.
+#[derive(Debug)]
+#[repr(align(128))]
+pub(crate) struct Area {
+    state: Mutex<AreaState>,
+}
+
+/// The area takes no more mappings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Closed;
+
+impl Area {
+    /// An area of free slots.
+    pub(crate) fn new(slots: u32) -> Result<Self, Error> {
+        let count = slots.div_ceil(SEGMENT_SLOTS);
+        let segments = (0..count).map(|segment| Segment {
+            free: bits::run((slots - segment * SEGMENT_SLOTS).min(SEGMENT_SLOTS)),
+            heads: 0,
+        });
+        let state = AreaState {
+            segments: collect(segments, count)?,
+            heads: collect((0..slots).map(|_| None), slots)?,
+            used: 0,
+            lowest: 0,
+            cursor: 0,
+            closed: false,
+            stats: AreaStats::default(),
+        };
+        Ok(Area {
+            state: Mutex::new(state),
+        })
+    }
+
+    /// Access to its state.
+    #[inline]
+    pub(crate) fn lock(&self) -> MutexGuard<'_, AreaState> {
+        self.state.lock()
+    }
+}
+
+impl AreaState {
+    /// Slots in use, padding included.
+    pub(crate) fn used(&self) -> u32 {
+        self.used
+    }
+
+    /// Takes slots for `head`, whose number of slots is set here. `eligible`
+    /// tells for a segment, by its first slot in the area, which slots may be
+    /// the first. Returns the first slot, or `None` after every segment was
+    /// looked through.
+    #[inline]
+    pub(crate) fn take(
+        &mut self,
+        placement: &Placement,
+        policy: Policy,
+        mut head: Head,
+        eligible: impl Fn(u32) -> u128,
+    ) -> Result<Option<u32>, Closed> {
+        if self.closed {
+            return Err(Closed);
+        }
+        let slots = placement.slots;
+        // as many slots as the area has, the ones behind a short end included
+        if u64::from(self.used) + u64::from(slots) > self.heads.len() as u64 {
+            return Ok(None);
+        }
+        let found = match policy {
+            Policy::LowestFirst => self.lowest_first(slots, eligible),
+            Policy::NextFit => self.next_fit(slots, eligible),
+        };
+        let Some((index, bit)) = found else {
+            return Ok(None);
+        };
+        let (Some(segment), Ok(base)) = (self.segments.get_mut(index), u32::try_from(index)) else {
+            return Ok(None);
+        };
+        let first = base * SEGMENT_SLOTS + bit;
+        let Some(place) = self.heads.get_mut(first as usize) else {
+            return Ok(None);
+        };
+        segment.free &= !(bits::run(slots) << bit);
+        segment.heads |= 1 << bit;
+        head.slots = u8::try_from(slots).unwrap_or(u8::MAX); // at most 128
+        self.stats.count(&head);
+        *place = Some(head);
+        self.used += slots;
+        Ok(Some(first))
+    }
+
+    #[inline]
+    fn lowest_first(&mut self, slots: u32, eligible: impl Fn(u32) -> u128) -> Option<(usize, u32)> {
+        let from = self.lowest;
+        for (index, segment) in self.segments.iter().enumerate().skip(from) {
+            if segment.free == 0 {
+                if self.lowest == index {
+                    self.lowest += 1;
+                }
+                continue;
+            }
+            let runs = bits::starts(segment.free, slots);
+            if runs == 0 {
+                continue;
+            }
+            let candidates = runs & eligible(first_slot(index));
+            if candidates != 0 {
+                return Some((index, candidates.trailing_zeros()));
+            }
+        }
+        None
+    }
+
+    /// From the cursor on to the area's end, and from its start to the cursor.
+    fn next_fit(&mut self, slots: u32, eligible: impl Fn(u32) -> u128) -> Option<(usize, u32)> {
+        let at = (self.cursor / SEGMENT_SLOTS) as usize;
+        let before = bits::run(self.cursor % SEGMENT_SLOTS);
+        let count = self.segments.len();
+        let (found, bit) = (at..count)
+            .chain(0..=at)
+            .enumerate()
+            .find_map(|(step, index)| {
+                let free = self.segments.get(index)?.free;
+                let mut candidates = bits::starts(free, slots) & eligible(first_slot(index));
+                if step == 0 {
+                    candidates &= !before;
+                }
+                (candidates != 0).then(|| (index, candidates.trailing_zeros()))
+            })?;
+        let next = first_slot(found) + bit + slots;
+        self.cursor = if (next as usize) < self.heads.len() {
+            next
+        } else {
+            0
+        };
+        Some((found, bit))
+    }
+
+    /// The mapping that `slot` belongs to: its first slot and its record.
+    pub(crate) fn find(&self, slot: u32) -> Option<(u32, Head)> {
+        let segment = self.segments.get((slot / SEGMENT_SLOTS) as usize)?;
+        let bit = slot % SEGMENT_SLOTS;
+        if segment.free & (1 << bit) != 0 {
+            return None;
+        }
+        // the last first slot at or below this one
+        let below = segment.heads & bits::run(bit + 1);
+        let first = below.checked_ilog2()?;
+        let first = slot - bit + first;
+        let head = (*self.heads.get(first as usize)?)?;
+        (slot < first + u32::from(head.slots)).then_some((first, head))
+    }
+
+    /// The record of the mapping that starts with slot `first`, to be changed.
+    pub(crate) fn head_mut(&mut self, first: u32) -> Option<&mut Head> {
+        self.heads.get_mut(first as usize)?.as_mut()
+    }
+
+    /// Frees the mapping that starts with slot `first`. Returns its record, or
+    /// `None` if there is no such mapping.
+    #[inline]
+    pub(crate) fn release(&mut self, first: u32) -> Option<Head> {
+        let index = (first / SEGMENT_SLOTS) as usize;
+        let segment = self.segments.get_mut(index)?;
+        let head = self.heads.get_mut(first as usize)?.take()?;
+        let bit = first % SEGMENT_SLOTS;
+        segment.free |= bits::run(u32::from(head.slots)) << bit;
+        segment.heads &= !(1 << bit);
+        self.used -= u32::from(head.slots);
+        self.lowest = self.lowest.min(index);
+        Some(head)
+    }
+
+    /// As [`AreaState::release`], for a mapping that nobody has ever seen: it
+    /// is not counted either.
+    pub(crate) fn cancel(&mut self, first: u32) {
+        if let Some(head) = self.release(first) {
+            self.stats.uncount(&head);
+        }
+    }
+
+    /// Takes no more mappings, if it has none. Returns whether it has none.
+    pub(crate) fn close(&mut self) -> bool {
+        self.closed = self.used == 0;
+        self.closed
+    }
+
+    /// Takes mappings again after a teardown was refused.
+    pub(crate) fn reopen(&mut self) {
+        self.closed = false;
+    }
+
+    /// The longest run of free slots.
+    pub(crate) fn longest_free_run(&self) -> u32 {
+        if self.used as usize == self.heads.len() {
+            return 0;
+        }
+        let runs = self
+            .segments
+            .iter()
+            .map(|segment| bits::longest(segment.free));
+        runs.max().unwrap_or(0)
+    }
+}
+
+impl AreaStats {
+    /// Adds what another area has seen.
+    pub(crate) fn add(&mut self, other: &AreaStats) {
+        for (sum, count) in self.maps.iter_mut().zip(other.maps) {
+            *sum += count;
+        }
+        self.bytes_in += other.bytes_in;
+        self.bytes_out += other.bytes_out;
+        self.fallbacks += other.fallbacks;
+    }
+
+    #[inline]
+    fn count(&mut self, head: &Head) {
+        if let Some(maps) = self.maps.get_mut(head.reason as usize) {
+            *maps += 1;
+        }
+        self.fallbacks += u64::from(head.fallback);
+        self.bytes_in += head.bytes_in();
+    }
+
+    fn uncount(&mut self, head: &Head) {
+        if let Some(maps) = self.maps.get_mut(head.reason as usize) {
+            *maps -= 1;
+        }
+        self.fallbacks -= u64::from(head.fallback);
+        self.bytes_in -= head.bytes_in();
+    }
+}
+
+impl Head {
+    /// Whether it is a mapping; else coherent memory.
+    pub(crate) fn is_mapping(&self) -> bool {
+        self.reason != Reason::Coherent
+    }
+
+    /// Bytes copied when it was mapped.
+    #[inline]
+    fn bytes_in(&self) -> u64 {
+        u64::from(self.len) * u64::from(self.filled)
+    }
+}
+
+/// The first slot of a segment; an area has fewer than 2³² slots.
+#[inline]
+fn first_slot(segment: usize) -> u32 {
+    u32::try_from(segment).unwrap_or(u32::MAX / SEGMENT_SLOTS) * SEGMENT_SLOTS
+}
+
+/// As `collect`, with an error where memory is short: sizes come from options.
+fn collect<T>(items: impl Iterator<Item = T>, count: u32) -> Result<Box<[T]>, Error> {
+    let mut list = Vec::new();
+    let bytes = u64::from(count) * size_of::<T>() as u64;
+    list.try_reserve_exact(count as usize)
+        .map_err(|_| Error::NoMemory { bytes, os_error: 0 })?;
+    list.extend(items);
+    Ok(list.into())
+}
