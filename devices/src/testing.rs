@@ -13,8 +13,8 @@ use std::time::Duration;
 
 use swiotlb::range::GRANT_BIT;
 use swiotlb::{
-    Access, Dma, Fault, GrantAddress, GrantCopy, GrantLoan, Grants, HostRange, Keep, Kind,
-    PAGE_SIZE, Range, RingMapping, Segment, Segments, TransferBytes, Translation,
+    Access, CopyBytes, Dma, Fault, GrantAddress, GrantCopy, GrantLoan, Grants, HostRange, Keep, Kind,
+    PAGE_SIZE, Range, RingMapping, Segment, Segments, Translation,
 };
 use virtio_bindings::virtio_ring::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
 use vm_memory::{
@@ -205,10 +205,12 @@ impl Grants for Granted {
             copy.result = self.0.check_grant(copy.grant).map(|address| {
                 let slice = self.0.slice(address, copy.bytes.len());
                 match &mut copy.bytes {
-                    TransferBytes::FromGuest(bytes) => {
+                    CopyBytes::FromGuest(bytes) => {
                         slice.copy_to(bytes);
                     }
-                    TransferBytes::ToGuest(bytes) => slice.copy_from(bytes),
+                    CopyBytes::ToGuest(bytes) => slice.copy_from(bytes),
+                    CopyBytes::FromGuestToPool(pool) => slice.copy_to_volatile_slice(*pool),
+                    CopyBytes::ToGuestFromPool(pool) => pool.copy_to_volatile_slice(slice),
                 }
             });
         }

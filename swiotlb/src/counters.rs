@@ -45,6 +45,16 @@ counters! {
     bounced_misaligned,
     /// Of these: above the consumer's limit.
     bounced_limit,
+    /// Of these: because everything is.
+    bounced_forced,
+    /// Of these: granted, and a copy is cheaper than a mapping.
+    bounced_cheaper,
+    /// Bytes copied into bounce buffers.
+    bounced_bytes_in,
+    /// Bytes copied out of bounce buffers.
+    bounced_bytes_out,
+    /// Times that a request had to wait for room in the pool.
+    pool_full,
     /// Requests refused because a range could not be reached.
     rejected,
     /// Ranges that were looked up frame by frame or chunk by chunk.
@@ -64,15 +74,18 @@ counters! {
 }
 
 impl Counters {
-    /// Counts a range that has to be bounced.
-    pub(crate) fn bounce(&self, reason: BounceReason) {
-        self.bounced.add(1);
-        match reason {
-            BounceReason::Pinned => self.bounced_pinned.add(1),
-            BounceReason::Straddles => self.bounced_straddles.add(1),
-            BounceReason::Misaligned(_) => self.bounced_misaligned.add(1),
-            BounceReason::Limit(_) => self.bounced_limit.add(1),
-        }
+    /// Counts ranges that have to be bounced.
+    pub(crate) fn bounce(&self, ranges: usize, reason: BounceReason) {
+        self.bounced.add(ranges);
+        let counter = match reason {
+            BounceReason::Pinned => &self.bounced_pinned,
+            BounceReason::Straddles => &self.bounced_straddles,
+            BounceReason::Misaligned(_) => &self.bounced_misaligned,
+            BounceReason::Limit(_) => &self.bounced_limit,
+            BounceReason::Forced => &self.bounced_forced,
+            BounceReason::Cheaper => &self.bounced_cheaper,
+        };
+        counter.add(ranges);
     }
 }
 
@@ -83,7 +96,12 @@ pub struct Counter(AtomicU64);
 impl Counter {
     /// Adds `n`.
     pub fn add(&self, n: usize) {
-        self.0.fetch_add(n as u64, Ordering::Relaxed);
+        self.add_bytes(n as u64);
+    }
+
+    /// Adds a number of bytes.
+    pub fn add_bytes(&self, n: u64) {
+        self.0.fetch_add(n, Ordering::Relaxed);
     }
 
     /// Its value.

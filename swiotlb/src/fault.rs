@@ -17,6 +17,12 @@ pub enum BounceReason {
     /// It lies above the consumer's limit.
     #[error("it lies above {0:#x}")]
     Limit(u64),
+    /// Everything is bounced.
+    #[error("everything is")]
+    Forced,
+    /// It is granted, and a copy is cheaper than a mapping.
+    #[error("copying its grants is cheaper than mapping them")]
+    Cheaper,
 }
 
 /// A range that could not be reached. All but [`Fault::Host`] are the guest's
@@ -80,6 +86,29 @@ pub enum Fault {
         /// Its address.
         address: u64,
         /// Why it must.
+        reason: BounceReason,
+    },
+    /// The range must be bounced and there is no room in the pool now: the
+    /// request is to be tried again when others have been finished.
+    #[error("range at {address:#x} must be bounced ({reason}) and the pool is in use")]
+    PoolFull {
+        /// Its address.
+        address: u64,
+        /// Why it must.
+        reason: BounceReason,
+    },
+    /// The range must be bounced and no pool of this size could hold it.
+    #[error(
+        "{len} bytes at {address:#x} must be bounced ({reason}), and the pool holds {most} at most"
+    )]
+    TooLarge {
+        /// Its address.
+        address: u64,
+        /// Bytes that must be bounced together.
+        len: u64,
+        /// Bytes that can be.
+        most: u64,
+        /// Why they must.
         reason: BounceReason,
     },
     /// The host failed.

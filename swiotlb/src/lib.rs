@@ -68,7 +68,10 @@ pub use contiguity::{FrameTranslation, NoTranslation, OneToOne};
 pub use counters::{Counters, CountersSnapshot};
 pub use device::{Attrs, Bounced, Coherent, Device, Lease, Mapping, SgElement, SgMapping, Worker};
 pub use direction::{Direction, SyncFor};
-pub use dma::{Dma, Done, InFlight, Job, Mapped, Rejected};
+pub use dma::{
+    Dma, Done, GrantClass, GrantMode, GrantPolicy, GrantPolicySnapshot, InFlight, Job, JobRanges,
+    Mapped, Rejected,
+};
 pub use error::Error;
 pub use fault::{BounceReason, Fault};
 pub use features::{Arch, Detection, FeatureInputs, Kind, detect};
@@ -80,7 +83,7 @@ pub use range::{Access, GrantAddress, Need, PAGE_SIZE, Range};
 pub use reason::Reason;
 pub use segment::{Segment, Segments};
 pub use source::{
-    GrantCopy, GrantLoan, Grants, HostRange, Keep, RingMapping, Transfer, TransferBytes,
+    CopyBytes, GrantCopy, GrantLoan, Grants, HostRange, Keep, RingMapping, Transfer, TransferBytes,
     Translation,
 };
 pub use space::AddressSpace;

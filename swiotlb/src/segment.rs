@@ -43,6 +43,18 @@ impl Segment {
         self.len == 0
     }
 
+    /// `len` bytes of it from `skip` on; `None` if they are not inside.
+    pub(crate) fn part(&self, skip: u64, len: u64) -> Option<Segment> {
+        let (skip, len) = (usize::try_from(skip).ok()?, usize::try_from(len).ok()?);
+        if skip.checked_add(len)? > self.len {
+            return None;
+        }
+        Some(Segment {
+            address: self.address.checked_add(skip)?,
+            len,
+        })
+    }
+
     /// Whether start and length are multiples of `align`, a power of two.
     pub fn is_aligned(&self, align: u32) -> bool {
         let mask = (align as usize).wrapping_sub(1);
@@ -89,6 +101,22 @@ pub(crate) fn copy_in(segments: &[Segment], mut bytes: &[u8]) -> usize {
         bytes = rest;
     }
     copied
+}
+
+/// Copies `from` to `to`, as much as fits. Called by the owner of both mappings,
+/// which keeps them alive; that `to` is writable is checked by whoever mapped
+/// it.
+pub(crate) fn move_bytes(from: &Segment, to: &Segment) {
+    let count = from.len.min(to.len);
+    // SAFETY: each segment was made from a live VolatileSlice, and the caller
+    // owns what keeps its memory mapped and is borrowed for this call.
+    let (from, to) = unsafe {
+        (
+            VolatileSlice::new(from.address as *mut u8, count),
+            VolatileSlice::new(to.address as *mut u8, count),
+        )
+    };
+    from.copy_to_volatile_slice(to);
 }
 
 /// Writes zeroes over `slice`.

@@ -125,13 +125,51 @@ impl<'a> Transfer<'a> {
     }
 }
 
+/// The private side of a grant copy.
+#[derive(Debug)]
+pub enum CopyBytes<'a> {
+    /// From the guest into these bytes.
+    FromGuest(&'a mut [u8]),
+    /// From these bytes to the guest.
+    ToGuest(&'a [u8]),
+    /// From the guest into a bounce buffer.
+    FromGuestToPool(VolatileSlice<'a>),
+    /// From a bounce buffer to the guest.
+    ToGuestFromPool(VolatileSlice<'a>),
+}
+
+impl CopyBytes<'_> {
+    /// How many bytes.
+    pub fn len(&self) -> usize {
+        match self {
+            CopyBytes::FromGuest(bytes) => bytes.len(),
+            CopyBytes::ToGuest(bytes) => bytes.len(),
+            CopyBytes::FromGuestToPool(slice) | CopyBytes::ToGuestFromPool(slice) => slice.len(),
+        }
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl<'a> From<TransferBytes<'a>> for CopyBytes<'a> {
+    fn from(bytes: TransferBytes<'a>) -> Self {
+        match bytes {
+            TransferBytes::FromGuest(bytes) => CopyBytes::FromGuest(bytes),
+            TransferBytes::ToGuest(bytes) => CopyBytes::ToGuest(bytes),
+        }
+    }
+}
+
 /// One copy between granted pages and private bytes.
 #[derive(Debug)]
 pub struct GrantCopy<'a> {
     /// The guest's side.
     pub grant: GrantAddress,
     /// The private side; as long as the granted range.
-    pub bytes: TransferBytes<'a>,
+    pub bytes: CopyBytes<'a>,
     /// Set by [`Grants::copy`], one by one: one failing copy fails no other.
     pub result: Result<(), Fault>,
 }

@@ -4,11 +4,15 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
+use super::bounce::Run;
 use super::loans::Loan;
 use crate::fault::Fault;
 use crate::range::{Access, Range};
 use crate::segment::{self, Segment, Segments};
 use crate::source::Keep;
+
+/// The ranges of a request, in order, and who may write each.
+pub type JobRanges = SmallVec<[(Range, Access); 4]>;
 
 /// A request whose memory is to be reached. `T` is the caller's: it comes back
 /// in [`Done`] or [`Rejected`].
@@ -17,7 +21,7 @@ pub struct Job<T> {
     /// What the caller knows the request by.
     pub token: T,
     /// Its ranges, in order.
-    pub ranges: SmallVec<[(Range, Access); 4]>,
+    pub ranges: JobRanges,
 }
 
 /// What keeps a mapping's memory alive.
@@ -26,6 +30,8 @@ pub(super) enum Hold {
     Keep(#[expect(dead_code, reason = "held for its Drop")] Keep),
     /// Lent by the guest: given back by `finish`.
     Loan(Arc<Loan>),
+    /// Bounce buffers: copied back and freed by `finish`.
+    Bounced(Box<Run>),
 }
 
 /// A request whose memory is reachable and that no engine has seen yet.
@@ -44,6 +50,7 @@ impl<T> Mapped<T> {
                 token,
                 segments,
                 holds,
+                written: 0,
             },
         }
     }
@@ -71,6 +78,7 @@ pub struct InFlight<T> {
     token: T,
     segments: Segments,
     pub(super) holds: SmallVec<[Hold; 1]>,
+    written: u64,
 }
 
 impl<T> InFlight<T> {
@@ -90,10 +98,25 @@ impl<T> InFlight<T> {
         &self.segments
     }
 
-    /// Copies `bytes` into the memory, as much as fits; returns how much. For
-    /// requests whose ranges were mapped with [`Access::Write`].
+    /// States how many bytes the engine has written: of the ranges that were
+    /// mapped with [`Access::Write`], from the first byte of the first one on.
+    /// What is not stated does not reach a guest whose memory was bounced.
+    pub fn set_written(&mut self, bytes: u64) {
+        self.written = bytes;
+    }
+
+    /// Bytes stated as written.
+    pub fn written(&self) -> u64 {
+        self.written
+    }
+
+    /// Copies `bytes` into the memory, as much as fits; returns how much, and
+    /// states it. For requests whose ranges were all mapped with
+    /// [`Access::Write`].
     pub fn write(&mut self, bytes: &[u8]) -> usize {
-        segment::copy_in(&self.segments, bytes)
+        let count = segment::copy_in(&self.segments, bytes);
+        self.written = self.written.max(count as u64);
+        count
     }
 
     /// Copies the memory into `bytes`, as much as fits; returns how much.
@@ -105,17 +128,29 @@ impl<T> InFlight<T> {
     pub(super) fn loan(&self) -> Option<&Arc<Loan>> {
         self.holds.iter().find_map(|hold| match hold {
             Hold::Loan(loan) => Some(loan),
-            Hold::Keep(_) => None,
+            Hold::Keep(_) | Hold::Bounced(_) => None,
+        })
+    }
+
+    /// What of it lies in bounce buffers.
+    pub(super) fn runs(&self) -> impl Iterator<Item = &Run> {
+        self.holds.iter().filter_map(|hold| match hold {
+            Hold::Bounced(run) => Some(&**run),
+            Hold::Keep(_) | Hold::Loan(_) => None,
         })
     }
 
     /// Takes the request apart; its memory may be unmapped from here on.
-    pub(super) fn dissolve(self) -> (Done<T>, Option<Arc<Loan>>) {
+    pub(super) fn dissolve(self, fault: Option<Fault>) -> (Done<T>, Option<Arc<Loan>>) {
         let loan = self.holds.into_iter().find_map(|hold| match hold {
             Hold::Loan(loan) => Some(loan),
-            Hold::Keep(_) => None,
+            Hold::Keep(_) | Hold::Bounced(_) => None,
         });
-        (Done { token: self.token }, loan)
+        let done = Done {
+            token: self.token,
+            fault,
+        };
+        (done, loan)
     }
 }
 
@@ -124,6 +159,7 @@ impl<T> InFlight<T> {
 #[derive(Debug)]
 pub struct Done<T> {
     token: T,
+    fault: Option<Fault>,
 }
 
 impl<T> Done<T> {
@@ -137,10 +173,17 @@ impl<T> Done<T> {
         self.token
     }
 
+    /// Why what its engine wrote has not reached the guest, if it has not: the
+    /// guest took its memory back meanwhile, or the host failed.
+    pub fn take_fault(&mut self) -> Option<Fault> {
+        self.fault.take()
+    }
+
     /// Turns the token into another, keeping the proof.
     pub fn map<U>(self, f: impl FnOnce(T) -> U) -> Done<U> {
         Done {
             token: f(self.token),
+            fault: self.fault,
         }
     }
 }
@@ -151,11 +194,26 @@ impl<T> Done<T> {
 pub struct Rejected<T> {
     token: T,
     fault: Fault,
+    /// Of a request that is to be tried again. Boxed: such are few.
+    ranges: Option<Box<JobRanges>>,
 }
 
 impl<T> Rejected<T> {
     pub(super) fn new(token: T, fault: Fault) -> Self {
-        Rejected { token, fault }
+        Rejected {
+            token,
+            fault,
+            ranges: None,
+        }
+    }
+
+    /// A request for which there is no room in the pool now.
+    pub(super) fn waiting(job: Job<T>, fault: Fault) -> Self {
+        Rejected {
+            token: job.token,
+            fault,
+            ranges: Some(Box::new(job.ranges)),
+        }
     }
 
     /// The caller's token.
@@ -168,7 +226,26 @@ impl<T> Rejected<T> {
         &self.fault
     }
 
+    /// The request, if it is only to be tried again when others of this path
+    /// have been finished ([`Fault::PoolFull`]); itself otherwise.
+    ///
+    /// # Errors
+    /// A request that is to be answered.
+    pub fn retry(self) -> Result<Job<T>, Self> {
+        match self.ranges {
+            Some(ranges) => Ok(Job {
+                token: self.token,
+                ranges: *ranges,
+            }),
+            None => Err(self),
+        }
+    }
+
     pub(super) fn into_done(self) -> (Done<T>, Fault) {
-        (Done { token: self.token }, self.fault)
+        let done = Done {
+            token: self.token,
+            fault: None,
+        };
+        (done, self.fault)
     }
 }

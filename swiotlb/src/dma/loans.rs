@@ -1,9 +1,11 @@
 //! Grants of one batch: mapped together, given back together.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use crate::counters::Counters;
-use crate::dma::flight::{Done, InFlight};
+use crate::dma::flight::InFlight;
+use crate::dma::policy::{GrantPolicy, Way};
 use crate::fault::Fault;
 use crate::range::{Access, GRANT_BIT, GrantAddress};
 use crate::segment::Segment;
@@ -30,6 +32,17 @@ impl GrantSlot {
 pub(super) struct Loan {
     read: Option<Box<dyn GrantLoan>>,
     write: Option<Box<dyn GrantLoan>>,
+    /// What mapping has cost, if somebody wants to know.
+    took: Option<Duration>,
+    /// Whose it is.
+    shares: Vec<Share>,
+}
+
+/// A run of granted data in a loan.
+#[derive(Clone, Copy)]
+struct Share {
+    class: usize,
+    pages: u32,
 }
 
 impl Loan {
@@ -40,12 +53,20 @@ impl Loan {
         }
     }
 
-    fn give_back(self, counters: &Counters) {
+    pub(super) fn give_back(self, counters: &Counters, policy: &GrantPolicy) {
+        let began = self.took.map(|took| (Instant::now(), took));
         for loan in [self.read, self.write].into_iter().flatten() {
             if let Err(fault) = loan.give_back() {
                 counters.loans_lost.add(1);
                 tracing::error!(%fault, "a batch of grants was not taken back cleanly");
             }
+        }
+        let Some((began, took)) = began else { return };
+        let took = took + began.elapsed();
+        let pages: u32 = self.shares.iter().map(|share| share.pages).sum();
+        for share in self.shares {
+            let cost = took.saturating_mul(share.pages) / pages.max(1);
+            policy.learn(share.class, Way::Map, cost);
         }
     }
 }
@@ -55,6 +76,15 @@ impl Loan {
 pub(super) struct Lender {
     read: Vec<(GrantAddress, u32)>,
     write: Vec<(GrantAddress, u32)>,
+    shares: Vec<Share>,
+}
+
+/// A point of a batch to come back to.
+#[derive(Clone, Copy)]
+pub(super) struct Mark {
+    read: usize,
+    write: usize,
+    shares: usize,
 }
 
 impl Lender {
@@ -72,26 +102,46 @@ impl Lender {
         }
     }
 
+    /// Notes that `pages` pages of what was added are a run of this class.
+    pub(super) fn share(&mut self, class: usize, pages: u32) {
+        self.shares.push(Share { class, pages });
+    }
+
     /// A point to come back to if the request at hand is rejected.
-    pub(super) fn mark(&self) -> (usize, usize) {
-        (self.read.len(), self.write.len())
+    pub(super) fn mark(&self) -> Mark {
+        Mark {
+            read: self.read.len(),
+            write: self.write.len(),
+            shares: self.shares.len(),
+        }
     }
 
-    pub(super) fn rewind(&mut self, (read, write): (usize, usize)) {
-        self.read.truncate(read);
-        self.write.truncate(write);
+    pub(super) fn rewind(&mut self, mark: Mark) {
+        self.read.truncate(mark.read);
+        self.write.truncate(mark.write);
+        self.shares.truncate(mark.shares);
     }
 
-    /// Maps the batch, if it has grants at all.
-    pub(super) fn lend(self, grants: Option<&mut (dyn Grants + '_)>, counters: &Counters) -> Lent {
+    /// Maps the batch, if it has grants at all; notes the time if `measure`.
+    pub(super) fn lend(
+        self,
+        grants: Option<&mut (dyn Grants + '_)>,
+        counters: &Counters,
+        measure: bool,
+    ) -> Lent {
         if self.read.is_empty() && self.write.is_empty() {
             return Lent::Nothing;
         }
         let Some(grants) = grants else {
             return Lent::NoGrants;
         };
+        let began = measure.then(Instant::now);
         match borrow(grants, &self.read, &self.write, counters) {
-            Ok(loan) => Lent::Together(Arc::new(loan)),
+            Ok(loan) => Lent::Together(Arc::new(Loan {
+                took: began.map(|began| began.elapsed()),
+                shares: self.shares,
+                ..loan
+            })),
             Err(fault) => {
                 counters.loans_split.add(1);
                 tracing::debug!(%fault, "a batch of grants was refused; mapping one by one");
@@ -195,6 +245,7 @@ impl Own {
         Ok(Arc::new(Loan {
             read: renamed(loan.read, self.read),
             write: renamed(loan.write, self.write),
+            ..Loan::default()
         }))
     }
 }
@@ -216,8 +267,9 @@ impl GrantLoan for Renamed {
     }
 }
 
-/// See [`crate::Dma::finish`].
-pub(super) fn finish<T>(completed: &mut Vec<InFlight<T>>, counters: &Counters) -> Vec<Done<T>> {
+/// Takes those out of `completed` that hold no loan, or share it with none that
+/// is still in flight.
+pub(super) fn ready<T>(completed: &mut Vec<InFlight<T>>) -> Vec<InFlight<T>> {
     // A loan is given back when everyone who shares it is among the completed.
     // A batch has few loans, often one: a list is the right map.
     let mut sharing: Vec<(*const Loan, usize)> = Vec::new();
@@ -228,24 +280,21 @@ pub(super) fn finish<T>(completed: &mut Vec<InFlight<T>>, counters: &Counters) -
             None => sharing.push((key, 1)),
         }
     }
+    if sharing.is_empty() {
+        return std::mem::take(completed);
+    }
     let whole = |loan: &Arc<Loan>| {
         let key = Arc::as_ptr(loan);
         let here = sharing.iter().find(|(known, _)| *known == key);
         here.is_some_and(|(_, count)| Arc::strong_count(loan) == *count)
     };
-    let (ready, rest): (Vec<_>, Vec<_>) = std::mem::take(completed)
-        .into_iter()
-        .map(|flight| (flight.loan().is_none_or(whole), flight))
-        .partition(|(ready, _)| *ready);
-    completed.extend(rest.into_iter().map(|(_, flight)| flight));
-    let mut done = Vec::with_capacity(ready.len());
-    for (_, flight) in ready {
-        let (finished, loan) = flight.dissolve();
-        done.push(finished);
-        // the last of those who share it gives it back
-        if let Some(loan) = loan.and_then(Arc::into_inner) {
-            loan.give_back(counters);
-        }
-    }
-    done
+    // judged before any is moved: each counts for the others
+    let ready: Vec<bool> = completed
+        .iter()
+        .map(|flight| flight.loan().is_none_or(whole))
+        .collect();
+    let mut judged = ready.into_iter();
+    completed
+        .extract_if(.., |_| judged.next().unwrap_or(false))
+        .collect()
 }

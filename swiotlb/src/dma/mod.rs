@@ -2,27 +2,41 @@
 //!
 //! A [`Dma`] belongs to the worker thread of one queue. Whatever it maps by
 //! grants it maps per batch, read-only and read-write apart (the protection of
-//! a grant mapping is that of its mmap), and gives back per batch.
+//! a grant mapping is that of its mmap), and gives back per batch. What its
+//! consumer cannot use where it is, or what is cheaper to copy, goes through
+//! the queue's pool, and all grant copies of a batch are one call.
 
+mod bounce;
+mod copies;
 mod flight;
 mod loans;
+mod place;
+mod policy;
 #[cfg(test)]
 mod tests;
+mod transfer;
 
 use std::sync::Arc;
 
 use smallvec::SmallVec;
 
-pub use flight::{Done, InFlight, Job, Mapped, Rejected};
+pub use flight::{Done, InFlight, Job, JobRanges, Mapped, Rejected};
+pub use policy::{GrantClass, GrantMode, GrantPolicy, GrantPolicySnapshot};
 
+use crate::allocator::Settings;
 use crate::counters::Counters;
-use crate::fault::{BounceReason, Fault};
+use crate::device::Worker;
+use crate::fault::Fault;
 use crate::features::Kind;
-use crate::range::{Access, GRANT_BIT, Need, Range};
-use crate::segment::{self, Segment, Segments};
-use crate::source::{GrantCopy, Grants, RingMapping, Transfer, TransferBytes, Translation};
+use crate::memory::PoolMemory;
+use crate::range::{Access, Need, Range};
+use crate::segment::Segments;
+use crate::source::{Grants, RingMapping, Translation};
+use bounce::Pool;
+use copies::Copying;
 use flight::Hold;
 use loans::{GrantSlot, Lender};
+use place::{Place, Placed};
 
 /// The data path of one queue.
 pub struct Dma {
@@ -30,17 +44,15 @@ pub struct Dma {
     plain: Option<Box<dyn Translation>>,
     grants: Option<Box<dyn Grants>>,
     counters: Arc<Counters>,
-}
-
-/// Where one range of a job will find its segment.
-enum Place {
-    Plain(Segments),
-    Granted(GrantSlot),
+    pool: Pool,
+    policy: Arc<GrantPolicy>,
+    /// A request of the batch at hand waits for room in the pool.
+    crowded: bool,
 }
 
 impl Dma {
     /// A data path over plain addresses, grants or both. What is `None` is
-    /// refused to the guest.
+    /// refused to the guest, and what would have to be bounced is.
     pub fn new(
         kind: Kind,
         plain: Option<Box<dyn Translation>>,
@@ -52,7 +64,59 @@ impl Dma {
             plain,
             grants,
             counters,
+            pool: Pool::None,
+            policy: Arc::new(GrantPolicy::new(GrantMode::Map)),
+            crowded: false,
         }
+    }
+
+    /// The same with a pool of its own, which is made when something has to be
+    /// bounced; `noforce` in its options leaves the path without one. `policy`
+    /// says what becomes of granted data that need not be bounced.
+    #[must_use]
+    pub fn with_pool(self, settings: Settings, policy: Arc<GrantPolicy>) -> Self {
+        Dma {
+            pool: Pool::wanted(settings),
+            policy,
+            ..self
+        }
+    }
+
+    /// The same with a pool that is there already and that no other path
+    /// waits for.
+    #[must_use]
+    pub fn with_worker(self, worker: Worker, policy: Arc<GrantPolicy>) -> Self {
+        Dma {
+            pool: Pool::Made(worker),
+            policy,
+            ..self
+        }
+    }
+
+    /// The most bytes that a job may have: more could never be bounced, and
+    /// would have to be. Whoever has more makes several jobs of them, one after
+    /// the other.
+    pub fn most(&self, need: Need) -> u64 {
+        match need.pinned || self.pool.forces() {
+            true => self.pool.bytes(),
+            false => u64::MAX,
+        }
+    }
+
+    /// Slots of the pool that are in use.
+    pub fn pool_in_use(&self) -> u64 {
+        self.pool.used()
+    }
+
+    /// The memory of the pool, to be registered with an engine; makes it.
+    /// Nothing if there is none.
+    pub fn pool_memory(&mut self) -> Vec<PoolMemory> {
+        let mut memory = Vec::new();
+        if let Some(worker) = self.pool.worker() {
+            let allocator = worker.device().allocator();
+            allocator.each_memory(|pool| memory.push(pool.clone()));
+        }
+        memory
     }
 
     /// The guest's kind of mapping.
@@ -82,159 +146,112 @@ impl Dma {
         }
     }
 
-    /// Carries out a batch of small copies; each has its own result. All
-    /// copies from and to grants of the batch are one system call.
-    pub fn transfer(&mut self, batch: &mut [Transfer<'_>]) {
-        let counters = Arc::clone(&self.counters);
-        counters.transfers.add(batch.len());
-        let mut copies: Vec<GrantCopy<'_>> = Vec::new();
-        let mut owners: Vec<usize> = Vec::new(); // whose each copy is
-        let mut results: Vec<Result<(), Fault>> = Vec::with_capacity(batch.len());
-        for (index, transfer) in batch.iter_mut().enumerate() {
-            let mut bytes = match &mut transfer.bytes {
-                TransferBytes::FromGuest(bytes) => TransferBytes::FromGuest(bytes),
-                TransferBytes::ToGuest(bytes) => TransferBytes::ToGuest(bytes),
-            };
-            let mut result = Ok(());
-            for range in &transfer.ranges {
-                let len = bytes.len().min(range.len() as usize);
-                let (now, rest) = split(bytes, len);
-                bytes = rest;
-                let Some(range) = range.part(0, u32::try_from(len).unwrap_or(u32::MAX)) else {
-                    break;
-                };
-                match range.grant() {
-                    Ok(Some(grant)) => {
-                        owners.push(index);
-                        copies.push(GrantCopy {
-                            grant,
-                            bytes: now,
-                            result: Ok(()),
-                        });
-                    }
-                    Ok(None) => result = copy_plain(&mut self.plain, range, now),
-                    Err(fault) => result = Err(fault),
-                }
-                if result.is_err() {
-                    break;
-                }
-            }
-            results.push(result);
-        }
-        if !copies.is_empty() {
-            counters.grant_copies.add(copies.len());
-            match &mut self.grants {
-                Some(grants) => grants.copy(&mut copies),
-                None => copies.iter_mut().for_each(|copy| {
-                    copy.result = Err(Fault::GrantRefused {
-                        address: GRANT_BIT | u64::from(copy.grant.first) << 12,
-                    });
-                }),
-            }
-            for (index, copy) in owners.into_iter().zip(copies) {
-                if let (Some(result @ Ok(())), Err(fault)) = (results.get_mut(index), copy.result) {
-                    *result = Err(fault);
-                }
-            }
-        }
-        for (transfer, result) in batch.iter_mut().zip(results) {
-            transfer.result = result;
-        }
-    }
-
     /// Makes the memory of a batch of requests reachable for a consumer.
     ///
     /// The results are in the order of the jobs. All grants of the batch are
-    /// mapped by one call per protection; if one of them is refused, each
-    /// request is mapped by itself, so that a bad request fails alone.
+    /// mapped by one call per protection, and all that are copied by one call;
+    /// if one of them is refused, each request is mapped by itself, so that a
+    /// bad request fails alone. A request for which there is no room in the
+    /// pool comes back to be tried again ([`Rejected::retry`]), and so do those
+    /// behind it that need the pool.
     pub fn map<T>(
         &mut self,
         jobs: impl IntoIterator<Item = Job<T>>,
         need: Need,
     ) -> Vec<Result<Mapped<T>, Rejected<T>>> {
+        let policy = Arc::clone(&self.policy);
+        let mut plan = policy.plan();
         let mut lender = Lender::default();
-        let placed: Vec<_> = jobs
+        self.crowded = false;
+        let mut placed: Vec<_> = jobs
             .into_iter()
             .map(|job| {
                 let mark = lender.mark();
-                match self.place(&job, need, &mut lender) {
-                    Ok((places, keeps)) => Ok((job.token, places, keeps)),
+                match self.place(&job, need, &mut lender, &mut plan) {
+                    Ok(placed) => Ok((job.token, placed)),
                     Err(fault) => {
                         lender.rewind(mark);
+                        if let Fault::PoolFull { .. } = fault {
+                            self.crowded = true;
+                            return Err(Rejected::waiting(job, fault));
+                        }
+                        self.counters.rejected.add(1);
                         Err(Rejected::new(job.token, fault))
                     }
                 }
             })
             .collect();
-        let lent = lender.lend(self.grants.as_deref_mut(), &self.counters);
-        let mapped: Vec<_> = placed
+        self.fill(&mut placed);
+        let lent = lender.lend(
+            self.grants.as_deref_mut(),
+            &self.counters,
+            self.policy.learns(),
+        );
+        placed
             .into_iter()
             .map(|placed| {
-                let (token, places, keeps) = placed?;
-                self.assemble(token, places, keeps, need, &lent)
+                let (token, placed) = placed?;
+                self.assemble(token, placed, &lent).inspect_err(|_| {
+                    self.counters.rejected.add(1);
+                })
             })
-            .collect();
-        let rejected = mapped.iter().filter(|result| result.is_err()).count();
-        self.counters.rejected.add(rejected);
-        mapped
+            .collect()
     }
 
-    /// Decides for each range of `job`, and reaches the plain ones.
-    #[expect(clippy::type_complexity, reason = "private, destructured at once")]
-    fn place<T>(
-        &mut self,
-        job: &Job<T>,
-        need: Need,
-        lender: &mut Lender,
-    ) -> Result<(SmallVec<[Place; 4]>, SmallVec<[Hold; 1]>), Fault> {
-        let mut places = SmallVec::new();
-        let mut holds: SmallVec<[Hold; 1]> = SmallVec::new();
-        for &(range, access) in &job.ranges {
-            match range.grant()? {
-                Some(grant) => {
-                    if need.pinned {
-                        // unmapping is deferred while the kernel holds a page,
-                        // and the guest would find its grant still in use
-                        return Err(self.bounce(range, BounceReason::Pinned));
-                    }
-                    let slot = lender.add(grant, range.len(), access);
-                    places.push(Place::Granted(slot));
-                }
-                None => {
-                    let source = plain(&mut self.plain, range)?;
-                    if need.pinned && !source.pinnable() {
-                        return Err(self.bounce(range, BounceReason::Pinned));
-                    }
-                    let mut segments = Segments::new();
-                    let keep = source.translate(range, access, &mut segments)?;
-                    self.counters.lookups.add(1);
-                    if !need.scatter && segments.len() > 1 {
-                        return Err(self.bounce(range, BounceReason::Straddles));
-                    }
-                    self.counters.direct.add(1);
-                    places.push(Place::Plain(segments));
-                    holds.push(Hold::Keep(keep));
-                }
+    /// Copies into the bounce buffers what consumers will read there.
+    fn fill<T>(&mut self, placed: &mut [Result<(T, Placed), Rejected<T>>]) {
+        let runs = placed.iter().enumerate().flat_map(|(owner, placed)| {
+            let holds = placed.as_ref().map(|(_, placed)| &placed.holds[..]);
+            holds.unwrap_or_default().iter().filter_map(move |hold| {
+                let Hold::Bounced(run) = hold else {
+                    return None;
+                };
+                (run.access() == Access::Read).then_some(Copying {
+                    owner,
+                    run,
+                    most: run.len(),
+                })
+            })
+        });
+        let runs: Vec<_> = runs.collect();
+        if runs.is_empty() {
+            return;
+        }
+        let faults = copies::copy(
+            &runs,
+            self.grants.as_deref_mut(),
+            &self.counters,
+            &self.policy,
+        );
+        drop(runs);
+        for (owner, fault) in faults {
+            if let Some(Ok((_, placed))) = placed.get_mut(owner) {
+                placed.fault = Some(fault);
             }
         }
-        Ok((places, holds))
     }
 
     /// Puts the segments of one request together.
     fn assemble<T>(
         &mut self,
         token: T,
-        places: SmallVec<[Place; 4]>,
-        mut holds: SmallVec<[Hold; 1]>,
-        need: Need,
+        placed: Placed,
         lent: &loans::Lent,
     ) -> Result<Mapped<T>, Rejected<T>> {
+        let Placed {
+            places,
+            mut holds,
+            fault,
+        } = placed;
+        if let Some(fault) = fault {
+            return Err(Rejected::new(token, fault));
+        }
         let mut segments = Segments::new();
         let slots: SmallVec<[GrantSlot; 4]> = places
             .iter()
             .filter_map(|place| match place {
                 Place::Granted(slot) => Some(*slot),
-                Place::Plain(_) => None,
+                Place::Plain(_) | Place::Bounced(_) => None,
             })
             .collect();
         let loan = match lent.of(&slots, self.grants.as_deref_mut(), &self.counters) {
@@ -244,6 +261,11 @@ impl Dma {
         for place in places {
             match place {
                 Place::Plain(mut plain) => segments.append(&mut plain),
+                Place::Bounced(hold) => {
+                    if let Some(Hold::Bounced(run)) = holds.get(hold) {
+                        segments.extend(run.segments());
+                    }
+                }
                 Place::Granted(slot) => match loan.as_ref().and_then(|l| l.segment(slot)) {
                     Some(segment) => {
                         self.counters.granted.add(1);
@@ -262,31 +284,56 @@ impl Dma {
         if let Some(loan) = loan {
             holds.push(Hold::Loan(loan));
         }
-        if let Err((address, reason)) = check_segments(&segments, need) {
-            self.counters.bounce(reason);
-            return Err(Rejected::new(token, Fault::NoPool { address, reason }));
-        }
         self.counters.segments.add(segments.len());
         Ok(Mapped::new(token, segments, holds))
     }
 
-    /// There is no pool behind this path: what must be bounced is refused.
-    fn bounce(&self, range: Range, reason: BounceReason) -> Fault {
-        self.counters.bounce(reason);
-        Fault::NoPool {
-            address: range.address(),
-            reason,
-        }
-    }
-
-    /// Gives back what was lent for the completed requests and makes them
-    /// [`Done`], in no particular order.
+    /// Copies back what engines have written into bounce buffers, gives back
+    /// what was lent for the completed requests, and makes them [`Done`], in no
+    /// particular order. All grant copies are one call.
     ///
     /// Requests whose grants were mapped together are given back together: one
     /// that shares its loan with a request still in flight stays in
     /// `completed`, to be passed again with the next completions.
     pub fn finish<T>(&mut self, completed: &mut Vec<InFlight<T>>) -> Vec<Done<T>> {
-        loans::finish(completed, &self.counters)
+        let ready = loans::ready(completed);
+        let mut faults = self.copy_back(&ready).into_iter().peekable();
+        let mut done = Vec::with_capacity(ready.len());
+        for (index, flight) in ready.into_iter().enumerate() {
+            let fault = faults.next_if(|(owner, _)| *owner == index);
+            let (finished, loan) = flight.dissolve(fault.map(|(_, fault)| fault));
+            done.push(finished);
+            // the last of those who share it gives it back
+            if let Some(loan) = loan.and_then(Arc::into_inner) {
+                loan.give_back(&self.counters, &self.policy);
+            }
+        }
+        done
+    }
+
+    fn copy_back<T>(&mut self, ready: &[InFlight<T>]) -> Vec<(usize, Fault)> {
+        let runs: Vec<_> = ready
+            .iter()
+            .enumerate()
+            .flat_map(|(owner, flight)| {
+                let written = flight.written();
+                flight.runs().map(move |run| Copying {
+                    owner,
+                    run,
+                    most: run.written(written),
+                })
+            })
+            .filter(|copying| copying.most > 0)
+            .collect();
+        if runs.is_empty() {
+            return Vec::new();
+        }
+        copies::copy(
+            &runs,
+            self.grants.as_deref_mut(),
+            &self.counters,
+            &self.policy,
+        )
     }
 
     /// Finishes a request that was never mapped.
@@ -312,55 +359,4 @@ fn plain(
     source.as_mut().ok_or(Fault::PlainRefused {
         address: range.address(),
     })
-}
-
-fn copy_plain(
-    source: &mut Option<Box<dyn Translation>>,
-    range: Range,
-    bytes: TransferBytes<'_>,
-) -> Result<(), Fault> {
-    let access = match bytes {
-        TransferBytes::FromGuest(_) => Access::Read,
-        TransferBytes::ToGuest(_) => Access::Write,
-    };
-    let mut segments = Segments::new();
-    // `_keep` holds the segments mapped until the copy is done
-    let _keep = plain(source, range)?.translate(range, access, &mut segments)?;
-    match bytes {
-        TransferBytes::FromGuest(bytes) => segment::copy_out(&segments, bytes),
-        TransferBytes::ToGuest(bytes) => segment::copy_in(&segments, bytes),
-    };
-    Ok(())
-}
-
-fn split(bytes: TransferBytes<'_>, at: usize) -> (TransferBytes<'_>, TransferBytes<'_>) {
-    match bytes {
-        TransferBytes::FromGuest(bytes) => {
-            let (now, rest) = bytes.split_at_mut(at);
-            (
-                TransferBytes::FromGuest(now),
-                TransferBytes::FromGuest(rest),
-            )
-        }
-        TransferBytes::ToGuest(bytes) => {
-            let (now, rest) = bytes.split_at(at);
-            (TransferBytes::ToGuest(now), TransferBytes::ToGuest(rest))
-        }
-    }
-}
-
-/// Whether the consumer can use these segments as they are; else where not,
-/// and why.
-fn check_segments(segments: &[Segment], need: Need) -> Result<(), (u64, BounceReason)> {
-    for segment in segments {
-        let address = segment.address() as u64;
-        let last = address.saturating_add((segment.len() as u64).saturating_sub(1));
-        let reason = match need.limit {
-            Some(limit) if last > limit => BounceReason::Limit(limit),
-            _ if !segment.is_aligned(need.align) => BounceReason::Misaligned(need.align),
-            _ => continue,
-        };
-        return Err((address, reason));
-    }
-    Ok(())
 }

@@ -4,8 +4,8 @@ use std::io;
 
 use swiotlb::range::GRANT_BIT;
 use swiotlb::{
-    Access, Fault, GrantAddress, GrantCopy, GrantLoan, Grants, PAGE_SIZE, RingMapping, Segment,
-    TransferBytes,
+    Access, CopyBytes, Fault, GrantAddress, GrantCopy, GrantLoan, Grants, PAGE_SIZE, RingMapping,
+    Segment,
 };
 use vm_memory::VolatileSlice;
 use xen::DomId;
@@ -31,9 +31,9 @@ impl GrantMemory {
 
 impl Grants for GrantMemory {
     fn copy(&mut self, batch: &mut [GrantCopy<'_>]) {
-        // The kernel takes memory that it could write; what goes to the guest
-        // is borrowed read-only here, so it goes by way of a copy. All of
-        // these are headers, tables and status bytes.
+        // The kernel takes memory that it could write; private bytes that go to
+        // the guest are borrowed read-only here, so they go by way of a copy.
+        // All of these are headers, tables and status bytes.
         let outgoing: usize = batch.iter().map(|copy| outgoing(copy).len()).sum();
         let mut scratch = vec![0; outgoing];
         let mut free = scratch.as_mut_slice();
@@ -43,11 +43,17 @@ impl Grants for GrantMemory {
             let GrantAddress { first, offset, .. } = copy.grant;
             results.push((&mut copy.result, first));
             segments.push(match &mut copy.bytes {
-                TransferBytes::FromGuest(bytes) => {
+                CopyBytes::FromGuest(bytes) => {
                     let local = VolatileSlice::from(&mut **bytes);
                     CopySegment::from_grant(local, self.domid, first, offset)
                 }
-                TransferBytes::ToGuest(bytes) => {
+                CopyBytes::FromGuestToPool(slice) => {
+                    CopySegment::from_grant(*slice, self.domid, first, offset)
+                }
+                CopyBytes::ToGuestFromPool(slice) => {
+                    CopySegment::to_grant(*slice, self.domid, first, offset)
+                }
+                CopyBytes::ToGuest(bytes) => {
                     let at = bytes.len().min(free.len());
                     let (now, rest) = std::mem::take(&mut free).split_at_mut(at);
                     now.copy_from_slice(bytes.get(..at).unwrap_or_default());
@@ -164,8 +170,10 @@ fn references(grant: &GrantAddress) -> impl Iterator<Item = u32> + use<> {
 
 fn outgoing<'a>(copy: &'a GrantCopy<'_>) -> &'a [u8] {
     match &copy.bytes {
-        TransferBytes::ToGuest(bytes) => bytes,
-        TransferBytes::FromGuest(_) => &[],
+        CopyBytes::ToGuest(bytes) => bytes,
+        CopyBytes::FromGuest(_)
+        | CopyBytes::FromGuestToPool(_)
+        | CopyBytes::ToGuestFromPool(_) => &[],
     }
 }
 

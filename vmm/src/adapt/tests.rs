@@ -7,8 +7,8 @@ use std::sync::Arc;
 use devices::virtio::{DmaProvider, Interrupt};
 use swiotlb::range::GRANT_BIT;
 use swiotlb::{
-    Access, Dma, Fault, GrantAddress, GrantCopy, Grants, Job, Need, Range, Segments, Transfer,
-    TransferBytes, Translation,
+    Access, CopyBytes, Dma, Fault, GrantAddress, GrantCopy, Grants, Job, Need, Range, Segments, Transfer,
+    Translation,
 };
 use xen::Host;
 use xen::fake::{Call, Domain, DomainConfig, Machine, MachineConfig, PrivcmdEventfd, Target};
@@ -245,11 +245,11 @@ fn copies_of_a_batch_go_both_ways_and_fail_one_by_one() {
     let mut batch = [
         copy(
             grant(first, 0xffc, 8),
-            TransferBytes::FromGuest(&mut crossing),
+            CopyBytes::FromGuest(&mut crossing),
         ),
-        copy(grant(0x7000, 0, 8), TransferBytes::FromGuest(&mut unknown)),
-        copy(grant(first + 1, 0xffe, 4), TransferBytes::ToGuest(&[8; 4])),
-        copy(grant(first, 0, 2), TransferBytes::ToGuest(&[9; 2])),
+        copy(grant(0x7000, 0, 8), CopyBytes::FromGuest(&mut unknown)),
+        copy(grant(first + 1, 0xffe, 4), CopyBytes::ToGuest(&[8; 4])),
+        copy(grant(first, 0, 2), CopyBytes::ToGuest(&[9; 2])),
     ];
     bench
         .machine
@@ -278,7 +278,7 @@ fn a_batch_of_copies_that_the_host_refuses_fails_whole() {
     let mut bytes = [0; 4];
     let mut batch = [GrantCopy {
         grant: grant(first, 0, 4).0,
-        bytes: TransferBytes::FromGuest(&mut bytes),
+        bytes: CopyBytes::FromGuest(&mut bytes),
         result: Ok(()),
     }];
     bench
