@@ -13,8 +13,9 @@ use std::time::Duration;
 
 use swiotlb::range::GRANT_BIT;
 use swiotlb::{
-    Access, CopyBytes, Dma, Fault, GrantAddress, GrantCopy, GrantLoan, Grants, HostRange, Keep, Kind,
-    PAGE_SIZE, Range, RingMapping, Segment, Segments, Translation,
+    Access, CopyBytes, Dma, Fault, GrantAddress, GrantCopy, GrantLoan, GrantMode, GrantPolicy,
+    Grants, HostRange, Keep, Kind, Options, PAGE_SIZE, Range, RingMapping, Segment, Segments,
+    Settings, Translation,
 };
 use virtio_bindings::virtio_ring::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
 use vm_memory::{
@@ -41,6 +42,7 @@ struct Inner {
     next: AtomicU64,
     lent: AtomicUsize,
     revoked: std::sync::Mutex<HashSet<u32>>,
+    bounce: std::sync::Mutex<Option<(Options, GrantMode)>>,
 }
 
 impl GuestRam {
@@ -55,6 +57,7 @@ impl GuestRam {
                 next: AtomicU64::new(PAGE_SIZE),
                 lent: AtomicUsize::new(0),
                 revoked: std::sync::Mutex::default(),
+                bounce: std::sync::Mutex::default(),
             }),
         }
     }
@@ -101,14 +104,28 @@ impl GuestRam {
         self.inner.lent.load(Ordering::SeqCst)
     }
 
+    /// Gives the data paths from now on pools with these options.
+    pub fn bounce(&self, options: &str, mode: GrantMode) {
+        let options = options.parse().unwrap();
+        *self.inner.bounce.lock().unwrap() = Some((options, mode));
+    }
+
     /// A data path to this RAM, by plain addresses and by grants.
     pub fn dma(&self) -> Dma {
-        Dma::new(
+        let dma = Dma::new(
             Kind::Translated,
             Some(Box::new(Plain(self.clone()))),
             Some(Box::new(Granted(self.clone()))),
             Arc::default(),
-        )
+        );
+        let Some((options, mode)) = *self.inner.bounce.lock().unwrap() else {
+            return dma;
+        };
+        let settings = Settings {
+            options,
+            ..Settings::default()
+        };
+        dma.with_pool(settings, Arc::new(GrantPolicy::new(mode)))
     }
 
     fn slice(&self, address: u64, len: usize) -> VolatileSlice<'_> {
@@ -293,7 +310,13 @@ pub fn readable(fd: BorrowedFd<'_>, patience: Duration) -> bool {
         .ctl(ControlOperation::Add, fd.as_raw_fd(), event)
         .unwrap();
     let patience = i32::try_from(patience.as_millis()).unwrap();
-    epoll.wait(patience, &mut [event]).unwrap() > 0
+    loop {
+        match epoll.wait(patience, &mut [event]) {
+            // what io_uring completes on this thread wakes it so
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            ready => return ready.unwrap() > 0,
+        }
+    }
 }
 
 /// One buffer of a chain.

@@ -26,9 +26,14 @@ const BLOCK_MAX: u32 = 4096;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum EngineKind {
-    /// System calls through the host's page cache.
+    /// `io-uring` for a disk that goes past the host's page cache, where the
+    /// host has it; otherwise `sync`.
     #[default]
-    Buffered,
+    Auto,
+    /// System calls, one after the other.
+    Sync,
+    /// io_uring: many requests at a time, submitted by one system call.
+    IoUring,
 }
 
 /// A disk as its user describes it.
@@ -62,6 +67,9 @@ pub struct BlkConfig {
     /// one. Without it what the host says.
     #[serde(default)]
     pub physical_block_size: Option<u32>,
+    /// Reads and writes go past the host's page cache (O_DIRECT).
+    #[serde(default)]
+    pub direct: bool,
     /// What carries out the reads and writes.
     #[serde(default)]
     pub engine: EngineKind,
@@ -136,6 +144,7 @@ impl BlkConfig {
             queues: one(),
             logical_block_size: None,
             physical_block_size: None,
+            direct: false,
             engine: EngineKind::default(),
         }
     }
@@ -172,6 +181,7 @@ impl BlkConfig {
             queues: self.queues,
             logical_block_size: self.logical_block_size,
             physical_block_size: self.physical_block_size,
+            direct: self.direct,
             engine: self.engine,
         })
     }
@@ -214,6 +224,7 @@ pub struct BlkSpec {
     pub(super) queues: u16,
     pub(super) logical_block_size: Option<u32>,
     pub(super) physical_block_size: Option<u32>,
+    pub(super) direct: bool,
     pub(super) engine: EngineKind,
 }
 

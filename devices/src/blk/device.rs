@@ -1,5 +1,6 @@
 //! The disk as its transport sees it: features, configuration space, queues.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use thiserror::Error;
@@ -8,7 +9,7 @@ use zerocopy::byteorder::little_endian::{U16, U32, U64};
 use zerocopy::{Immutable, IntoBytes};
 
 use super::config::{BlkSpec, SECTOR};
-use super::engine::Engine;
+use super::engine::{self, Engine};
 use super::handler::BlkHandler;
 use super::image::{Image, ImageError, Shape};
 use super::request::{DISCARD_EXTENTS, DISCARD_SECTORS, Limits, ZERO_EXTENTS, ZERO_SECTORS};
@@ -67,6 +68,12 @@ impl BlkDevice {
     /// An image that cannot be served.
     pub fn open(spec: BlkSpec) -> Result<Self, ImageError> {
         let image = Image::open(&spec)?;
+        let engine =
+            engine::choose(spec.engine, spec.direct).map_err(|source| ImageError::NoIoUring {
+                path: spec.path.clone(),
+                source,
+            })?;
+        let spec = BlkSpec { engine, ..spec };
         let shape = image.shape();
         tracing::info!(
             image = %image.path().display(),
@@ -75,6 +82,8 @@ impl BlkDevice {
             discard = shape.discard.is_some(),
             logical_block_size = shape.logical,
             physical_block_size = shape.physical,
+            direct = image.direct_align(),
+            engine = ?engine,
             "disk opened"
         );
         Ok(BlkDevice {
@@ -197,9 +206,10 @@ impl Device for BlkDevice {
                 Arc::clone(&self.image),
                 Arc::clone(&self.stats),
                 write_through,
-            ),
+            )?,
             stats: Arc::clone(&self.stats),
             completed: Vec::new(),
+            waiting: VecDeque::new(),
         }))
     }
 

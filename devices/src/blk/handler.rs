@@ -3,10 +3,11 @@
 //! Headers, extents and IDs, data and status bytes are each reached for the
 //! whole batch at once; with grants each of these is one system call.
 
+use std::collections::VecDeque;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
-use swiotlb::{Done, Fault, InFlight, Job, Need, Transfer};
+use swiotlb::{Done, Fault, InFlight, Job, Need, Rejected, Transfer};
 use zerocopy::IntoBytes;
 
 use super::engine::Engine;
@@ -25,22 +26,34 @@ pub(super) struct BlkHandler {
     /// Completed by the engine and not given back yet: those that share their
     /// grants with requests in flight.
     pub completed: Vec<InFlight<Op>>,
+    /// Whose data waits for room in the bounce pool, in their order.
+    pub waiting: VecDeque<Job<Op>>,
 }
 
 impl QueueHandler for BlkHandler {
     fn serve(&mut self, queue: &mut ActiveQueue, chains: Vec<Chain>) -> Result<(), QueueError> {
+        self.engine.prepare(queue.dma());
         let frames = chains
             .into_iter()
             .map(Frame::of)
             .collect::<Result<Vec<_>, _>>()?;
         let parsed = self.parse_headers(queue, &frames);
         let requests = self.small_data(queue, &frames, parsed);
-        let refused = self.submit(queue, frames, requests);
-        self.finish(queue, refused)
+        let most = queue.dma().most(self.engine.need());
+        let jobs = frames
+            .into_iter()
+            .zip(requests)
+            .map(|(frame, request)| Op::job(frame, request, most));
+        self.waiting.extend(jobs);
+        self.go_on(queue)
     }
 
     fn room(&self) -> usize {
-        self.engine.room()
+        match self.waiting.is_empty() {
+            true => self.engine.room(),
+            // the requests in flight make room for those that wait
+            false => 0,
+        }
     }
 
     fn event(&self) -> Option<BorrowedFd<'_>> {
@@ -48,7 +61,8 @@ impl QueueHandler for BlkHandler {
     }
 
     fn advance(&mut self, queue: &mut ActiveQueue) -> Result<(), QueueError> {
-        self.finish(queue, Vec::new())
+        self.finish(queue, Vec::new())?;
+        self.go_on(queue)
     }
 
     fn settle(&mut self, queue: &mut ActiveQueue) {
@@ -57,6 +71,8 @@ impl QueueHandler for BlkHandler {
             let error = with_causes(&error);
             tracing::warn!(queue = queue.index(), error, "the last requests are lost");
         }
+        // nothing of theirs is held
+        self.waiting.clear();
     }
 }
 
@@ -149,35 +165,80 @@ impl BlkHandler {
             .collect()
     }
 
-    /// Maps the data of the batch and gives it to the engine; returns those
+    /// Gives the engine what waits, as far as there is room for its data, and
+    /// finishes what is complete: again and again, until all of the rest is in
+    /// flight or waits for what is.
+    fn go_on(&mut self, queue: &mut ActiveQueue) -> Result<(), QueueError> {
+        while !self.waiting.is_empty() && self.engine.room() > 0 {
+            let before = self.waiting.len();
+            let refused = self.submit(queue);
+            let stuck = self.waiting.len() == before && self.engine.in_flight() == 0;
+            self.finish(queue, refused)?;
+            if stuck {
+                // nobody would ever wake this queue
+                self.give_up(queue)?;
+            } else if self.engine.in_flight() > 0 {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Maps the data of what waits and gives it to the engine; returns those
     /// whose memory could not be reached.
-    fn submit(
-        &mut self,
-        queue: &mut ActiveQueue,
-        frames: Vec<Frame>,
-        requests: Vec<Result<Request, BadRequest>>,
-    ) -> Vec<Done<Op>> {
-        let jobs = frames.into_iter().zip(requests).map(|(frame, request)| {
-            let (token, ranges) = Op::new(frame, request);
-            Job { token, ranges }
-        });
+    fn submit(&mut self, queue: &mut ActiveQueue) -> Vec<Done<Op>> {
+        let count = self.waiting.len().min(self.engine.room());
+        let jobs = self.waiting.drain(..count);
         let mut batch = Vec::new();
         let mut refused = Vec::new();
-        for mapped in queue.dma().map(jobs, Need::COPY) {
+        let mut again = VecDeque::new();
+        for mapped in queue.dma().map(jobs, self.engine.need()) {
+            let rejected = match mapped {
+                Ok(mapped) if mapped.token().for_engine().is_some() => {
+                    batch.push(mapped);
+                    continue;
+                }
+                Ok(mapped) => {
+                    self.completed.push(mapped.submit());
+                    continue;
+                }
+                Err(rejected) => rejected,
+            };
+            match rejected.retry() {
+                Ok(job) => again.push_back(job),
+                Err(rejected) => refused.push(refuse(queue, rejected)),
+            }
+        }
+        again.append(&mut self.waiting);
+        self.waiting = again;
+        self.engine.submit(batch);
+        refused
+    }
+
+    /// Answers what waits with an error: there is no room for it in a pool that
+    /// nobody uses.
+    fn give_up(&mut self, queue: &mut ActiveQueue) -> Result<(), QueueError> {
+        tracing::error!(
+            requests = self.waiting.len(),
+            "the bounce pool has no room though nothing is in it"
+        );
+        let jobs: Vec<_> = self.waiting.drain(..).collect();
+        let refused = jobs.into_iter().map(|mut job| {
+            job.token
+                .refuse(BadRequest::Memory("no room in the bounce pool".into()));
+            job.ranges.clear();
+            job
+        });
+        for mapped in queue.dma().map(refused.collect::<Vec<_>>(), Need::COPY) {
             match mapped {
-                Ok(mapped) if mapped.token().for_engine().is_some() => batch.push(mapped),
                 Ok(mapped) => self.completed.push(mapped.submit()),
                 Err(rejected) => {
-                    let (done, fault) = queue.dma().reject(rejected);
-                    refused.push(done.map(|mut op| {
-                        op.refuse(unreachable(fault));
-                        op
-                    }));
+                    let done = refuse(queue, rejected);
+                    self.finish(queue, vec![done])?;
                 }
             }
         }
-        self.engine.submit(batch);
-        refused
+        self.finish(queue, Vec::new())
     }
 
     /// Gives back what the engine has completed, writes the statuses, and
@@ -188,7 +249,21 @@ impl BlkHandler {
         refused: Vec<Done<Op>>,
     ) -> Result<(), QueueError> {
         self.completed.append(&mut self.engine.reap());
-        let mut done = queue.dma().finish(&mut self.completed);
+        let most = queue.dma().most(self.engine.need());
+        let mut done = Vec::new();
+        for mut finished in queue.dma().finish(&mut self.completed) {
+            let fault = finished.take_fault();
+            let finished = finished.map(|mut op| {
+                if let Some(fault) = fault {
+                    op.refuse(unreachable(fault));
+                }
+                op.next(most)
+            });
+            match finished.unfinished() {
+                Ok(job) => self.waiting.push_front(job),
+                Err(whole) => done.push(whole),
+            }
+        }
         done.extend(refused);
         let statuses: Vec<[u8; 1]> = done
             .iter()
@@ -216,6 +291,14 @@ impl BlkHandler {
         }
         broken
     }
+}
+
+fn refuse(queue: &mut ActiveQueue, rejected: Rejected<Op>) -> Done<Op> {
+    let (done, fault) = queue.dma().reject(rejected);
+    done.map(|mut op| {
+        op.refuse(unreachable(fault));
+        op
+    })
 }
 
 fn unreachable(fault: Fault) -> BadRequest {

@@ -8,6 +8,7 @@ mod tests;
 
 use std::fs::{File, Metadata, OpenOptions};
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -86,6 +87,26 @@ pub enum ImageError {
         /// The least multiple above, bytes.
         next: u64,
     },
+    /// It cannot be read and written past the host's page cache.
+    #[error("image {path} cannot be opened with direct = true: its file system has no direct I/O")]
+    NoDirect {
+        /// The image.
+        path: PathBuf,
+        /// What the host said.
+        #[source]
+        source: io::Error,
+    },
+    /// The host forbids io_uring, or has none.
+    #[error(
+        "image {path}: engine = \"io-uring\" cannot be had here; leave the key out, or use sync"
+    )]
+    NoIoUring {
+        /// The image.
+        path: PathBuf,
+        /// What the host said.
+        #[source]
+        source: io::Error,
+    },
     /// Its physical block size is smaller than its logical one.
     #[error("image {path}: physical-block-size {physical} is below its logical {logical}")]
     Physical {
@@ -117,10 +138,19 @@ pub(super) struct Shape {
     pub discard: Option<u32>,
 }
 
+/// The way to an image past the host's page cache.
+#[derive(Debug)]
+pub(super) struct Direct {
+    file: File,
+    /// What offsets, lengths and memory addresses are multiples of, bytes.
+    align: u32,
+}
+
 /// An open image. It is locked until the last user has dropped it.
 #[derive(Debug)]
 pub(super) struct Image {
     file: File,
+    direct: Option<Direct>,
     path: PathBuf,
     block_device: bool,
     shape: Shape,
@@ -179,8 +209,17 @@ impl Image {
             source,
         })?;
         let shape = check_shape(path, with_overrides(shape, spec))?;
+        let direct = match spec.direct {
+            true => Some(open_direct(&file, spec.readonly, shape.logical)),
+            false => None,
+        };
+        let direct = direct.transpose().map_err(|source| ImageError::NoDirect {
+            path: path.clone(),
+            source,
+        })?;
         Ok(Image {
             file,
+            direct,
             path: path.clone(),
             block_device,
             shape,
@@ -197,9 +236,29 @@ impl Image {
         self.shape.size / SECTOR
     }
 
-    /// The open file.
+    /// The open file, by way of the host's page cache.
     pub(super) fn file(&self) -> &File {
         &self.file
+    }
+
+    /// What a part of it is read and written by: past the page cache where that
+    /// is wanted and the part is made of whole blocks. A part that is not goes
+    /// through the cache, which the kernel keeps in agreement.
+    pub(super) fn file_for(&self, offset: u64, len: u64) -> &File {
+        match &self.direct {
+            Some(direct) if (offset | len).is_multiple_of(direct.align.into()) => &direct.file,
+            _ => &self.file,
+        }
+    }
+
+    /// The file past the page cache, if that is wanted.
+    pub(super) fn direct_file(&self) -> Option<&File> {
+        self.direct.as_ref().map(|direct| &direct.file)
+    }
+
+    /// What direct I/O is aligned to, if it is wanted; bytes.
+    pub(super) fn direct_align(&self) -> Option<u32> {
+        self.direct.as_ref().map(|direct| direct.align)
     }
 
     /// Where it is.
@@ -211,6 +270,22 @@ impl Image {
     pub(super) fn is_block_device(&self) -> bool {
         self.block_device
     }
+}
+
+/// Opens an open image anew for direct I/O. By its descriptor: its path may be
+/// another file's by now.
+fn open_direct(file: &File, readonly: bool, logical: u32) -> io::Result<Direct> {
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    let direct = OpenOptions::new()
+        .read(true)
+        .write(!readonly)
+        .custom_flags(libc::O_DIRECT)
+        .open(path)?;
+    let align = sys::direct_alignment(&direct)?.max(logical).max(512);
+    Ok(Direct {
+        file: direct,
+        align,
+    })
 }
 
 /// Whether it is a block device; neither that nor a file is an error.

@@ -2,7 +2,7 @@
 //! what becomes of it.
 
 use smallvec::SmallVec;
-use swiotlb::{Access, Range};
+use swiotlb::{Access, Job, JobRanges, Range};
 
 use super::request::{BadRequest, Frame, Request, Status, total};
 use crate::virtio::Head;
@@ -24,23 +24,34 @@ impl Outcome {
     }
 }
 
-/// A request on its way.
+/// A request on its way. One that is larger than what can be bounced at once
+/// goes the way several times, a part of its data each time.
 #[derive(Debug)]
 pub(super) struct Op {
     head: Head,
     status_at: Range,
     data_in_len: u64,
+    /// What is asked of the engine now.
     request: Result<Request, BadRequest>,
     outcome: Outcome,
+    /// The parts before this one and behind it; only of a request in parts.
+    parts: Option<Box<Parts>>,
+}
+
+#[derive(Debug)]
+struct Parts {
+    /// The request.
+    whole: Request,
+    /// Bytes of its data that are done.
+    done: u64,
+    /// The memory of the data behind this part.
+    rest: JobRanges,
 }
 
 impl Op {
-    /// The token of a request that was taken apart, and the memory that an
-    /// engine needs for it.
-    pub(super) fn new(
-        frame: Frame,
-        request: Result<Request, BadRequest>,
-    ) -> (Self, SmallVec<[(Range, Access); 4]>) {
+    /// The job of a request that was taken apart: its token, and the memory that
+    /// an engine needs for it, at most `most` bytes at once.
+    pub(super) fn job(frame: Frame, request: Result<Request, BadRequest>, most: u64) -> Job<Self> {
         let data_in_len = total(&frame.data_in);
         let ranges = match &request {
             Ok(Request::Read { .. }) => with_access(frame.data_in, Access::Write),
@@ -63,8 +74,72 @@ impl Op {
             data_in_len,
             request,
             outcome,
+            parts: None,
         };
-        (op, ranges)
+        op.cut(ranges, most)
+    }
+
+    /// A job of the first `most` bytes of `ranges`; the rest is to come.
+    fn cut(mut self, mut ranges: JobRanges, most: u64) -> Job<Self> {
+        let rest = split_off(&mut ranges, most);
+        if rest.is_empty() && self.parts.is_none() {
+            return Job {
+                token: self,
+                ranges,
+            };
+        }
+        let len = ranges.iter().map(|(range, _)| u64::from(range.len())).sum();
+        let whole = match (&self.parts, &self.request) {
+            (Some(parts), _) => parts.whole.clone(),
+            (None, Ok(request)) => request.clone(),
+            // it has no memory
+            (None, Err(_)) => Request::Flush,
+        };
+        let done = self.parts.as_ref().map_or(0, |parts| parts.done);
+        self.request = Ok(match whole {
+            Request::Read { offset, .. } => Request::Read {
+                offset: offset + done,
+                len,
+            },
+            Request::Write { offset, .. } => Request::Write {
+                offset: offset + done,
+                len,
+            },
+            ref other => other.clone(),
+        });
+        self.parts = Some(Box::new(Parts { whole, done, rest }));
+        Job {
+            token: self,
+            ranges,
+        }
+    }
+
+    /// Goes on to the next part of a request in parts, or to the request's end.
+    ///
+    /// # Errors
+    /// The whole request, which is finished.
+    pub(super) fn next(mut self, most: u64) -> Result<Job<Self>, Self> {
+        let Some(parts) = &mut self.parts else {
+            return Err(self);
+        };
+        let outcome = self.outcome;
+        let moved = match &self.request {
+            Ok(Request::Read { len, .. } | Request::Write { len, .. }) => *len,
+            _ => 0,
+        };
+        if outcome.status == Status::Ok && !parts.rest.is_empty() {
+            parts.done += moved;
+            let rest = std::mem::take(&mut parts.rest);
+            return Ok(self.cut(rest, most));
+        }
+        if let Request::Read { .. } = parts.whole {
+            self.outcome.written = parts.done.saturating_add(outcome.written);
+        }
+        if self.request.is_ok() {
+            self.request = Ok(parts.whole.clone());
+        }
+        self.parts = None;
+        Err(self)
     }
 
     /// The request, or why it was refused.
@@ -122,6 +197,21 @@ impl From<Op> for Head {
     }
 }
 
-fn with_access(ranges: DescriptorRanges, access: Access) -> SmallVec<[(Range, Access); 4]> {
+/// Cuts `ranges` after `most` bytes; returns what is behind.
+fn split_off(ranges: &mut JobRanges, most: u64) -> JobRanges {
+    let mut left = most;
+    let mut rest = JobRanges::new();
+    let mut first = JobRanges::new();
+    for (range, access) in std::mem::take(ranges) {
+        let now = u32::try_from(left).unwrap_or(u32::MAX).min(range.len());
+        first.extend(range.part(0, now).map(|part| (part, access)));
+        rest.extend(range.part(now, u32::MAX).map(|part| (part, access)));
+        left -= u64::from(now);
+    }
+    *ranges = first;
+    rest
+}
+
+fn with_access(ranges: DescriptorRanges, access: Access) -> JobRanges {
     ranges.into_iter().map(|range| (range, access)).collect()
 }

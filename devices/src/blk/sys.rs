@@ -9,6 +9,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 
 use libc::{c_int, c_ulong, iovec, off_t};
+use rustix::fs::StatxFlags;
 use smallvec::SmallVec;
 use swiotlb::{InFlight, Segment};
 use vmm_sys_util::ioctl::{_IOC_NONE, _IOC_READ, ioctl_expr, ioctl_with_mut_ref, ioctl_with_ref};
@@ -31,6 +32,9 @@ const BLKIOOPT: c_ulong = block_ioctl(121);
 const BLKALIGNOFF: c_ulong = block_ioctl(122);
 /// Physical block size, unsigned int.
 const BLKPBSZGET: c_ulong = block_ioctl(123);
+
+/// Linux include/uapi/linux/stat.h, since 6.1
+const STATX_DIOALIGN: StatxFlags = StatxFlags::from_bits_retain(0x2000);
 
 const fn block_ioctl(number: u32) -> c_ulong {
     ioctl_expr(_IOC_NONE, 0x12, number, 0)
@@ -78,7 +82,7 @@ pub(super) fn transfer<T>(
 }
 
 /// The parts of `segments` from byte `skip` on, as far as one call takes them.
-fn vectors(segments: &[Segment], skip: u64) -> SmallVec<[iovec; 16]> {
+pub(super) fn vectors(segments: &[Segment], skip: u64) -> SmallVec<[iovec; 16]> {
     let mut skip = usize::try_from(skip).unwrap_or(usize::MAX);
     let mut vectors = SmallVec::new();
     for segment in segments {
@@ -144,6 +148,42 @@ pub(super) fn lock(file: &File, exclusive: bool) -> io::Result<()> {
         -1 => Err(io::Error::last_os_error()),
         _ => Ok(()),
     }
+}
+
+/// What offsets, lengths and addresses of direct I/O on `file` are multiples of,
+/// bytes; the least that works is tried where the kernel does not say.
+///
+/// # Errors
+/// ENOTSUP where the file system has no direct I/O; what the host said.
+pub(super) fn direct_alignment(file: &File) -> io::Result<u32> {
+    let flags = rustix::fs::AtFlags::EMPTY_PATH;
+    let told = rustix::fs::statx(file, "", flags, STATX_DIOALIGN)?;
+    if told.stx_mask & STATX_DIOALIGN.bits() != 0 {
+        return match told.stx_dio_offset_align.max(told.stx_dio_mem_align) {
+            0 => Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP)),
+            align => Ok(align),
+        };
+    }
+    [512u16, 4096]
+        .into_iter()
+        .find(|&align| reads_directly(file, usize::from(align)))
+        .map(u32::from)
+        .ok_or_else(|| io::Error::from_raw_os_error(libc::EOPNOTSUPP))
+}
+
+/// Whether `align` bytes can be read into memory that is aligned to no more.
+fn reads_directly(file: &File, align: usize) -> bool {
+    let mut buffer = vec![0u8; 3 * 4096];
+    let Some(bytes) = buffer.len().checked_sub(align) else {
+        return false;
+    };
+    // an address that is a multiple of `align` and of nothing larger
+    let start = (0..bytes).find(|start| {
+        let address = (buffer.as_ptr() as usize).wrapping_add(*start);
+        address % (2 * align) == align
+    });
+    let part = start.and_then(|start| buffer.get_mut(start..start + align));
+    part.is_some_and(|part| std::os::unix::fs::FileExt::read_at(file, part, 0).is_ok())
 }
 
 /// Size of a block device, bytes.

@@ -188,6 +188,20 @@ impl<T> Done<T> {
     }
 }
 
+impl<T, E> Done<Result<T, E>> {
+    /// What is not finished after all, without the proof, or what is.
+    ///
+    /// # Errors
+    /// The finished request.
+    pub fn unfinished(self) -> Result<T, Done<E>> {
+        let fault = self.fault;
+        match self.token {
+            Ok(token) => Ok(token),
+            Err(token) => Err(Done { token, fault }),
+        }
+    }
+}
+
 /// A request whose memory could not be reached; nothing is held for it.
 #[must_use = "a rejected request is answered or its guest waits for ever"]
 #[derive(Debug)]

@@ -6,18 +6,24 @@
 //! while something still writes to it. What an engine gets has passed all
 //! checks: its part of the image exists.
 
-mod buffered;
+mod extents;
+mod outcome;
+mod ring;
+mod sync;
+mod uring;
 
+use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
-use swiotlb::{InFlight, Mapped};
+use swiotlb::{Dma, InFlight, Mapped, Need};
 
 use super::config::EngineKind;
 use super::image::Image;
 use super::op::Op;
 use super::stats::BlkStats;
-use buffered::Buffered;
+use sync::Sync;
+use uring::Uring;
 
 /// Most requests that a queue gives to its engine at once. A reset waits for
 /// no more than these.
@@ -25,36 +31,103 @@ const BATCH: usize = 64;
 
 /// An engine of any kind.
 pub(super) enum Engine {
-    /// System calls through the page cache.
-    Buffered(Buffered),
+    /// System calls, one after the other.
+    Sync(Sync, Need),
+    /// io_uring.
+    Uring(Box<Uring>, Need),
+}
+
+/// Whether the host lets this process use io_uring.
+///
+/// # Errors
+/// What the host said: ENOSYS where it has none, EPERM where it is forbidden.
+pub(super) fn probe_io_uring() -> io::Result<()> {
+    ring::Ring::new(1).map(drop)
+}
+
+/// Which engine it will be.
+///
+/// # Errors
+/// As [`probe_io_uring`], where nothing else will do.
+pub(super) fn choose(wanted: EngineKind, direct: bool) -> io::Result<EngineKind> {
+    match wanted {
+        EngineKind::Sync => Ok(EngineKind::Sync),
+        EngineKind::IoUring => probe_io_uring().map(|()| EngineKind::IoUring),
+        EngineKind::Auto if !direct => Ok(EngineKind::Sync),
+        EngineKind::Auto => Ok(match probe_io_uring() {
+            Ok(()) => EngineKind::IoUring,
+            Err(error) => {
+                tracing::warn!(%error, "no io_uring on this host; requests are carried out one by one");
+                EngineKind::Sync
+            }
+        }),
+    }
 }
 
 impl Engine {
-    /// An engine on `image`. With `write_through` a write is durable before it
-    /// completes; otherwise with the next flush.
+    /// An engine on `image`, of the kind that [`choose`] said. With
+    /// `write_through` a write is durable before it completes; otherwise with
+    /// the next flush.
+    ///
+    /// # Errors
+    /// No ring, or no event file.
     pub(super) fn new(
         kind: EngineKind,
         image: Arc<Image>,
         stats: Arc<BlkStats>,
         write_through: bool,
-    ) -> Self {
-        match kind {
-            EngineKind::Buffered => Engine::Buffered(Buffered::new(image, stats, write_through)),
+    ) -> io::Result<Self> {
+        let need = match image.direct_align() {
+            // the kernel writes to the pages themselves, from another thread
+            Some(align) => Need {
+                scatter: true,
+                pinned: true,
+                limit: None,
+                align,
+            },
+            None => Need::COPY,
+        };
+        Ok(match kind {
+            EngineKind::IoUring => {
+                let engine = Uring::new(image, stats, write_through)?;
+                Engine::Uring(Box::new(engine), need)
+            }
+            EngineKind::Auto | EngineKind::Sync => {
+                Engine::Sync(Sync::new(image, stats, write_through), need)
+            }
+        })
+    }
+
+    /// What it needs of a request's memory.
+    pub(super) fn need(&self) -> Need {
+        match self {
+            Engine::Sync(_, need) | Engine::Uring(_, need) => *need,
+        }
+    }
+
+    /// Before the first batch of a queue, on its worker: makes the pool of its
+    /// data path known where that is of use.
+    pub(super) fn prepare(&mut self, dma: &mut Dma) {
+        match self {
+            Engine::Uring(engine, need) if need.pinned => engine.register(|| dma.pool_memory()),
+            Engine::Sync(..) | Engine::Uring(..) => {}
         }
     }
 
     /// Takes a batch. A flush in it covers every write that completed before
-    /// this call, and those of the batch.
+    /// this call, and those of the batch if they complete first.
     pub(super) fn submit(&mut self, batch: Vec<Mapped<Op>>) {
         match self {
-            Engine::Buffered(engine) => engine.submit(batch),
+            Engine::Sync(engine, _) => engine.submit(batch),
+            Engine::Uring(engine, _) => engine.submit(batch),
         }
     }
 
     /// Gives back what was completed since.
     pub(super) fn reap(&mut self) -> Vec<InFlight<Op>> {
         match self {
-            Engine::Buffered(engine) => engine.reap(),
+            Engine::Sync(engine, _) => engine.reap(),
+            Engine::Uring(engine, _) => engine.reap(),
         }
     }
 
@@ -62,7 +135,16 @@ impl Engine {
     pub(super) fn room(&self) -> usize {
         match self {
             // it has completed everything when `submit` returns
-            Engine::Buffered(_) => BATCH,
+            Engine::Sync(..) => BATCH,
+            Engine::Uring(engine, _) => BATCH.saturating_sub(engine.in_flight()),
+        }
+    }
+
+    /// How many requests it has that it will complete later.
+    pub(super) fn in_flight(&self) -> usize {
+        match self {
+            Engine::Sync(..) => 0,
+            Engine::Uring(engine, _) => engine.in_flight(),
         }
     }
 
@@ -70,7 +152,8 @@ impl Engine {
     /// after [`Engine::submit`].
     pub(super) fn event(&self) -> Option<BorrowedFd<'_>> {
         match self {
-            Engine::Buffered(_) => None,
+            Engine::Sync(..) => None,
+            Engine::Uring(engine, _) => Some(engine.event()),
         }
     }
 
@@ -78,7 +161,8 @@ impl Engine {
     /// of it back.
     pub(super) fn settle(&mut self) {
         match self {
-            Engine::Buffered(_) => {}
+            Engine::Sync(..) => {}
+            Engine::Uring(engine, _) => engine.settle(),
         }
     }
 }

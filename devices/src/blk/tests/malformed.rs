@@ -2,6 +2,23 @@
 
 use super::*;
 
+on_every_engine! {
+    a_request_that_breaks_a_rule_is_told_and_changes_nothing
+    no_data_at_the_very_end_is_no_error
+    request_types_that_are_not_there_are_unsupported
+    what_was_not_negotiated_is_unsupported
+    extents_with_flags_that_are_not_theirs_are_unsupported
+    extents_outside_of_the_limits_are_errors_and_change_nothing
+    an_extent_without_sectors_is_carried_out_by_doing_nothing
+    a_flush_ignores_data
+    a_chain_without_room_for_a_status_breaks_the_queue
+    a_chain_without_a_whole_header_breaks_the_queue
+    a_status_that_cannot_be_written_breaks_the_queue_after_the_others
+    memory_that_is_not_there_fails_its_own_request_alone
+    an_image_that_has_shrunk_fails_what_is_gone_and_is_not_waited_for
+    a_guest_never_moves_the_end_of_its_image
+}
+
 /// A request whose data is zeroes: `out` bytes to read, `into` to write.
 fn zeroes(rig: &mut Rig, kind: u32, sector: u64, out: u32, into: u32) -> (u8, u32) {
     let mut data = Vec::new();
@@ -15,10 +32,9 @@ fn extents(rig: &mut Rig, kind: u32, extents: &[WireExtent]) -> (u8, u32) {
     rig.request(kind, 0, &[data])
 }
 
-#[test]
-fn a_request_that_breaks_a_rule_is_told_and_changes_nothing() {
+fn a_request_that_breaks_a_rule_is_told_and_changes_nothing(on: On) {
     use blk::{VIRTIO_BLK_T_GET_ID as ID, VIRTIO_BLK_T_IN as IN, VIRTIO_BLK_T_OUT as OUT};
-    let mut rig = Rig::new();
+    let mut rig = on.rig();
 
     let answers = [
         // lengths that are no whole number of sectors
@@ -51,9 +67,8 @@ fn a_request_that_breaks_a_rule_is_told_and_changes_nothing() {
     assert_eq!(rig.stats().bad_requests, 16);
 }
 
-#[test]
-fn no_data_at_the_very_end_is_no_error() {
-    let mut rig = Rig::new();
+fn no_data_at_the_very_end_is_no_error(on: On) {
+    let mut rig = on.rig();
 
     let read = zeroes(&mut rig, blk::VIRTIO_BLK_T_IN, 2048, 0, 0);
     let write = zeroes(&mut rig, blk::VIRTIO_BLK_T_OUT, 2048, 0, 0);
@@ -62,9 +77,8 @@ fn no_data_at_the_very_end_is_no_error() {
     assert_eq!((read, write, beyond), ((OK, 1), (OK, 1), (IOERR, 1)));
 }
 
-#[test]
-fn request_types_that_are_not_there_are_unsupported() {
-    let mut rig = Rig::new();
+fn request_types_that_are_not_there_are_unsupported(on: On) {
+    let mut rig = on.rig();
     let types = [
         blk::VIRTIO_BLK_T_SCSI_CMD,
         blk::VIRTIO_BLK_T_SECURE_ERASE,
@@ -79,10 +93,9 @@ fn request_types_that_are_not_there_are_unsupported() {
     assert_eq!(rig.stats().unsupported, 5);
 }
 
-#[test]
-fn what_was_not_negotiated_is_unsupported() {
+fn what_was_not_negotiated_is_unsupported(on: On) {
     let neither = !(1 << blk::VIRTIO_BLK_F_DISCARD | 1 << blk::VIRTIO_BLK_F_WRITE_ZEROES);
-    let mut rig = Rig::negotiating(|_| {}, neither);
+    let mut rig = on.negotiating(|_| {}, neither);
     let one = [extent(0, 8, 0)];
 
     let discard = extents(&mut rig, blk::VIRTIO_BLK_T_DISCARD, &one);
@@ -92,10 +105,9 @@ fn what_was_not_negotiated_is_unsupported() {
     assert_eq!(rig.image(), pattern(0, SIZE));
 }
 
-#[test]
-fn extents_with_flags_that_are_not_theirs_are_unsupported() {
+fn extents_with_flags_that_are_not_theirs_are_unsupported(on: On) {
     use blk::{VIRTIO_BLK_T_DISCARD as DISCARD, VIRTIO_BLK_T_WRITE_ZEROES as ZERO};
-    let mut rig = Rig::new();
+    let mut rig = on.rig();
 
     let answers = [
         extents(&mut rig, DISCARD, &[extent(0, 8, UNMAP)]),
@@ -108,10 +120,9 @@ fn extents_with_flags_that_are_not_theirs_are_unsupported() {
     assert_eq!(rig.image(), pattern(0, SIZE));
 }
 
-#[test]
-fn extents_outside_of_the_limits_are_errors_and_change_nothing() {
+fn extents_outside_of_the_limits_are_errors_and_change_nothing(on: On) {
     use blk::{VIRTIO_BLK_T_DISCARD as DISCARD, VIRTIO_BLK_T_WRITE_ZEROES as ZERO};
-    let mut rig = Rig::new();
+    let mut rig = on.rig();
     let good = extent(0, 8, 0);
 
     let answers = [
@@ -135,9 +146,8 @@ fn extents_outside_of_the_limits_are_errors_and_change_nothing() {
     assert_eq!(rig.image(), pattern(0, SIZE));
 }
 
-#[test]
-fn an_extent_without_sectors_is_carried_out_by_doing_nothing() {
-    let mut rig = Rig::new();
+fn an_extent_without_sectors_is_carried_out_by_doing_nothing(on: On) {
+    let mut rig = on.rig();
 
     let answer = extents(
         &mut rig,
@@ -149,9 +159,8 @@ fn an_extent_without_sectors_is_carried_out_by_doing_nothing() {
     assert_eq!(rig.image(), pattern(0, SIZE));
 }
 
-#[test]
-fn a_flush_ignores_data() {
-    let mut rig = Rig::new();
+fn a_flush_ignores_data(on: On) {
+    let mut rig = on.rig();
 
     let out = zeroes(&mut rig, blk::VIRTIO_BLK_T_FLUSH, 0, 16, 0);
     let into = zeroes(&mut rig, blk::VIRTIO_BLK_T_FLUSH, 0, 0, 16);
@@ -168,9 +177,8 @@ fn break_queue(rig: &mut Rig, buffers: &[Buffer]) -> String {
     error.to_string()
 }
 
-#[test]
-fn a_chain_without_room_for_a_status_breaks_the_queue() {
-    let mut rig = Rig::new();
+fn a_chain_without_room_for_a_status_breaks_the_queue(on: On) {
+    let mut rig = on.rig();
     let header = rig.out(header(blk::VIRTIO_BLK_T_FLUSH, 0).as_bytes());
 
     let text = break_queue(&mut rig, &[header]);
@@ -179,10 +187,9 @@ fn a_chain_without_room_for_a_status_breaks_the_queue() {
     assert_eq!(rig.ring.used_index(), 0);
 }
 
-#[test]
-fn a_chain_without_a_whole_header_breaks_the_queue() {
+fn a_chain_without_a_whole_header_breaks_the_queue(on: On) {
     for chain in [vec![], vec![15], vec![8, 7]] {
-        let mut rig = Rig::new();
+        let mut rig = on.rig();
         let mut buffers: Vec<_> = chain.iter().map(|len| rig.out(&vec![0; *len])).collect();
         buffers.push(rig.space(1));
 
@@ -192,9 +199,8 @@ fn a_chain_without_a_whole_header_breaks_the_queue() {
     }
 }
 
-#[test]
-fn a_status_that_cannot_be_written_breaks_the_queue_after_the_others() {
-    let mut rig = Rig::new();
+fn a_status_that_cannot_be_written_breaks_the_queue_after_the_others(on: On) {
+    let mut rig = on.rig();
     let (mut bad, _) = rig.frame(blk::VIRTIO_BLK_T_FLUSH, 0, &[]);
     bad[1].address = 1 << 40;
     let (good, status) = rig.frame(blk::VIRTIO_BLK_T_FLUSH, 0, &[]);
@@ -208,9 +214,8 @@ fn a_status_that_cannot_be_written_breaks_the_queue_after_the_others() {
     assert_eq!(rig.ram.read(status, 1), [OK]);
 }
 
-#[test]
-fn memory_that_is_not_there_fails_its_own_request_alone() {
-    let mut rig = Rig::new();
+fn memory_that_is_not_there_fails_its_own_request_alone(on: On) {
+    let mut rig = on.rig();
     let data = rig.space(512);
     let wild = Buffer::writable(1 << 40, 512);
     let page = rig.ram.alloc(8192).next_multiple_of(4096);
@@ -250,9 +255,8 @@ fn memory_that_is_not_there_fails_its_own_request_alone() {
     assert_eq!(rig.ram.lent(), 0);
 }
 
-#[test]
-fn an_image_that_has_shrunk_fails_what_is_gone_and_is_not_waited_for() {
-    let mut rig = Rig::new();
+fn an_image_that_has_shrunk_fails_what_is_gone_and_is_not_waited_for(on: On) {
+    let mut rig = on.rig();
     rig.image.as_file().set_len(1024 * 512 + 700).unwrap();
     let data = rig.space(4096);
 
@@ -266,9 +270,8 @@ fn an_image_that_has_shrunk_fails_what_is_gone_and_is_not_waited_for() {
     assert_eq!(rig.stats().host_errors, 1);
 }
 
-#[test]
-fn a_guest_never_moves_the_end_of_its_image() {
-    let mut rig = Rig::new();
+fn a_guest_never_moves_the_end_of_its_image(on: On) {
+    let mut rig = on.rig();
     let last = [extent(2047, 1, UNMAP)];
 
     rig.request(blk::VIRTIO_BLK_T_OUT, 2047, &[rig.out(&[1; 512])]);

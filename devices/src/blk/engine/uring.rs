@@ -1,0 +1,226 @@
+//! Requests carried out by io_uring: a batch is one system call, and completes
+//! in any order.
+
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+
+use swiotlb::{InFlight, Mapped, PoolMemory};
+
+use super::BATCH;
+use super::extents;
+use super::outcome::{Outcomes, ended_early};
+use super::ring::{Completion, Move, Ring};
+use crate::blk::image::Image;
+use crate::blk::op::Op;
+use crate::blk::request::{Request, Status};
+use crate::blk::stats::BlkStats;
+use crate::blk::sys::Direction;
+
+/// The image by way of the page cache, among the ring's files.
+const CACHED: u32 = 0;
+/// The image past the page cache.
+const DIRECT: u32 = 1;
+
+/// See the module.
+pub(in crate::blk) struct Uring {
+    ring: Ring,
+    image: Arc<Image>,
+    stats: Arc<BlkStats>,
+    write_through: bool,
+    completed: Vec<InFlight<Op>>,
+    outcomes: Outcomes,
+    /// Wait for a sync that begins after they came.
+    unsynced: Vec<InFlight<Op>>,
+    /// Wait for the sync that is on its way.
+    syncing: Vec<InFlight<Op>>,
+    /// The pool was registered, or cannot be.
+    prepared: bool,
+}
+
+impl Uring {
+    pub(super) fn new(
+        image: Arc<Image>,
+        stats: Arc<BlkStats>,
+        write_through: bool,
+    ) -> io::Result<Self> {
+        // one entry for each request, one for a sync, and what is sent again
+        let ring = Ring::new(u32::try_from(2 * BATCH).unwrap_or(128))?;
+        let direct = image.direct_file().unwrap_or(image.file());
+        ring.register_files(&[image.file(), direct])?;
+        Ok(Uring {
+            ring,
+            outcomes: Outcomes::new(Arc::clone(&image)),
+            image,
+            stats,
+            write_through,
+            completed: Vec::new(),
+            unsynced: Vec::new(),
+            syncing: Vec::new(),
+            prepared: false,
+        })
+    }
+
+    /// Registers the pool that requests' data lies in, once.
+    pub(super) fn register(&mut self, pool: impl FnOnce() -> Vec<PoolMemory>) {
+        if std::mem::replace(&mut self.prepared, true) {
+            return;
+        }
+        let memory = pool();
+        if let Err(error) = self.ring.register_memory(memory) {
+            tracing::info!(%error, "the bounce pool cannot be registered; its pages are looked up each time");
+        }
+    }
+
+    pub(super) fn submit(&mut self, batch: Vec<Mapped<Op>>) {
+        for mapped in batch {
+            self.start(mapped.submit());
+        }
+        self.go_on();
+    }
+
+    fn start(&mut self, mut flight: InFlight<Op>) {
+        let result = match flight.token().for_engine() {
+            Some(Request::Read { offset, len }) if *len > 0 => {
+                let (offset, len) = (*offset, *len);
+                return self.start_move(flight, Direction::Read, offset, len);
+            }
+            Some(Request::Write { offset, len }) if *len > 0 => {
+                let (offset, len) = (*offset, *len);
+                return self.start_move(flight, Direction::Write, offset, len);
+            }
+            Some(Request::Flush) => return self.unsynced.push(flight),
+            Some(Request::Discard(list)) => extents::discard(&self.image, list),
+            Some(Request::WriteZeroes(list)) => extents::zero(&self.image, list),
+            Some(Request::Read { .. } | Request::Write { .. } | Request::GetId) => Ok(()),
+            None => return self.completed.push(flight),
+        };
+        self.outcomes.note(&mut flight, 0, result);
+        self.done(flight);
+    }
+
+    fn start_move(&mut self, flight: InFlight<Op>, direction: Direction, offset: u64, len: u64) {
+        let asked = Move {
+            direction,
+            file: self.file_for(offset, len),
+            offset,
+            skip: 0,
+            len,
+        };
+        self.ring.start(flight, asked);
+    }
+
+    fn file_for(&self, offset: u64, len: u64) -> u32 {
+        let align = self.image.direct_align();
+        match align.is_some_and(|align| (offset | len).is_multiple_of(align.into())) {
+            true => DIRECT,
+            false => CACHED,
+        }
+    }
+
+    /// A request that has been carried out: complete, or to be made durable.
+    fn done(&mut self, flight: InFlight<Op>) {
+        let reads = matches!(flight.token().for_engine(), Some(Request::Read { .. }));
+        let ok = flight.token().outcome().status == Status::Ok;
+        match self.write_through && ok && !reads {
+            true => self.unsynced.push(flight),
+            false => self.completed.push(flight),
+        }
+    }
+
+    /// Gives the kernel what is queued and takes what it has completed, until
+    /// there is nothing to do.
+    fn go_on(&mut self) {
+        let mut completions = Vec::new();
+        loop {
+            if self.syncing.is_empty() && !self.unsynced.is_empty() {
+                std::mem::swap(&mut self.syncing, &mut self.unsynced);
+                self.stats.count_sync();
+                self.ring.sync(CACHED);
+            }
+            self.ring.submit();
+            self.ring.reap(&mut completions);
+            if completions.is_empty() {
+                return;
+            }
+            for completion in completions.drain(..) {
+                self.complete(completion);
+            }
+        }
+    }
+
+    fn complete(&mut self, completion: Completion) {
+        match completion {
+            Completion::Moved(flight, asked, result) => self.moved(flight, asked, result),
+            Completion::Synced(result) => {
+                if let Err(error) = result {
+                    self.outcomes.note_all(&mut self.syncing, &error);
+                } else {
+                    let flushes = self.syncing.iter_mut();
+                    for flush in flushes.filter(|flight| is_flush(flight)) {
+                        self.outcomes.note(flush, 0, Ok(()));
+                    }
+                }
+                self.completed.append(&mut self.syncing);
+            }
+        }
+    }
+
+    fn moved(&mut self, mut flight: InFlight<Op>, asked: Move, result: io::Result<u64>) {
+        let (count, error) = match result {
+            Ok(0) => (0, ended_early()),
+            Ok(count) if count >= asked.len => {
+                let moved = asked.skip + asked.len;
+                self.outcomes.note(&mut flight, moved, Ok(()));
+                return self.done(flight);
+            }
+            Ok(count) => (count, io::ErrorKind::Interrupted.into()),
+            Err(error) => (0, error),
+        };
+        match error.kind() {
+            // the rest, or all of it again
+            io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock => {
+                let (offset, len) = (asked.offset + count, asked.len - count);
+                let rest = Move {
+                    file: self.file_for(offset, len),
+                    offset,
+                    skip: asked.skip + count,
+                    len,
+                    ..asked
+                };
+                self.ring.start(flight, rest);
+            }
+            _ => {
+                self.outcomes.note(&mut flight, asked.skip, Err(error));
+                self.done(flight);
+            }
+        }
+    }
+
+    pub(super) fn reap(&mut self) -> Vec<InFlight<Op>> {
+        self.go_on();
+        std::mem::take(&mut self.completed)
+    }
+
+    /// Requests that are not complete.
+    pub(super) fn in_flight(&self) -> usize {
+        // a sync is not a request's own
+        self.ring.in_flight() + self.unsynced.len() + self.syncing.len()
+    }
+
+    pub(super) fn event(&self) -> BorrowedFd<'_> {
+        self.ring.event()
+    }
+
+    pub(super) fn settle(&mut self) {
+        self.go_on();
+        while self.in_flight() > 0 {
+            self.ring.wait();
+            self.go_on();
+        }
+    }
+}
+
+fn is_flush(flight: &InFlight<Op>) -> bool {
+    matches!(flight.token().for_engine(), Some(Request::Flush))
+}
