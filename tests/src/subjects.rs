@@ -5,9 +5,10 @@
 
 use std::io::Write;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use devices::blk::BlkConfig;
 use devices::console::{ConsoleConfig, ConsoleDevice};
 use devices::registry::DeviceSpec;
 use devices::rng::RngConfig;
@@ -15,7 +16,7 @@ use devices::virtio::Device;
 use vmm::demo::guest::Pattern;
 
 use crate::raw::Request;
-use crate::stand::{Stand, disk};
+use crate::stand::{Stand, configured, disk};
 
 /// A kind of device under test.
 pub struct Subject {
@@ -36,6 +37,13 @@ pub const SUBJECTS: &[Subject] = &[
     Subject {
         kind: "blk",
         make: make_disk,
+        queue: 0,
+        request: disk_request,
+        is_answer: is_disk_answer,
+    },
+    Subject {
+        kind: "blk",
+        make: make_direct_disk,
         queue: 0,
         request: disk_request,
         is_answer: is_disk_answer,
@@ -67,11 +75,24 @@ pub const SUBJECTS: &[Subject] = &[
 const DISK: usize = 1 << 20;
 
 fn make_disk(stand: &Stand, number: u32) -> Box<dyn Device> {
+    disk(&disk_image(stand, number))
+}
+
+/// A disk past the page cache, by io_uring if the host has it: all its data is
+/// bounced.
+fn make_direct_disk(stand: &Stand, number: u32) -> Box<dyn Device> {
+    configured(BlkConfig {
+        direct: true,
+        ..BlkConfig::new(disk_image(stand, number))
+    })
+}
+
+fn disk_image(stand: &Stand, number: u32) -> PathBuf {
     let path = stand.path(&format!("torture-{number}.img"));
     if !path.exists() {
         std::fs::write(&path, vec![0x5a; DISK]).unwrap();
     }
-    disk(&path)
+    path
 }
 
 /// A read or a write of one to sixteen sectors anywhere. What is written is

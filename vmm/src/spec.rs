@@ -12,7 +12,7 @@ use xen::DomId;
 
 use crate::config::Config;
 use crate::discovery::{Announced, DeviceNode, DomainInfo, VirtioType};
-use crate::guest::{DeviceKey, GuestConfig};
+use crate::guest::{DataPath, DeviceKey, GuestConfig};
 
 /// A device to be served, and where.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,6 +48,10 @@ pub fn guest(config: &Config, domid: DomId, info: &DomainInfo) -> GuestConfig {
     GuestConfig {
         allow_foreign_with_grants: allow.unwrap_or(config.allow_foreign_with_grants),
         events: section.events.unwrap_or(config.events),
+        data: DataPath {
+            pool: section.swiotlb.unwrap_or(config.swiotlb).options(),
+            granted: section.granted_data.unwrap_or(config.granted_data).mode(),
+        },
         stop_warning: config.stop_warning(),
         ..GuestConfig::new(domid, info.name.clone())
     }

@@ -5,8 +5,11 @@
 //! and tells it what the batch has cost. Costs are kept by size, one class for
 //! each power of two.
 
+use std::str::FromStr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
+
+use crate::error::Error;
 
 /// The smallest size with a class of its own, `log2` of bytes.
 const FIRST: u32 = 9;
@@ -47,6 +50,29 @@ impl std::fmt::Display for GrantMode {
             GrantMode::Copy => f.write_str("copy"),
             GrantMode::CopyUpTo(bytes) => write!(f, "copy-up-to:{bytes}"),
         }
+    }
+}
+
+impl FromStr for GrantMode {
+    type Err = Error;
+
+    /// `adaptive`, `map`, `copy` or `copy-up-to:BYTES`.
+    fn from_str(text: &str) -> Result<Self, Error> {
+        match text {
+            "adaptive" => return Ok(GrantMode::Adaptive),
+            "map" => return Ok(GrantMode::Map),
+            "copy" => return Ok(GrantMode::Copy),
+            _ => {}
+        }
+        let bytes = text.strip_prefix("copy-up-to:");
+        let bytes = bytes.filter(|digits| digits.bytes().all(|byte| byte.is_ascii_digit()));
+        bytes
+            .and_then(|digits| digits.parse().ok())
+            .map(GrantMode::CopyUpTo)
+            .ok_or_else(|| Error::BadOption {
+                option: text.to_owned(),
+                reason: "is none of adaptive, map, copy, copy-up-to:BYTES",
+            })
     }
 }
 
@@ -394,6 +420,30 @@ mod tests {
         let ways: Vec<_> = (0..10).map(|_| plan.way(4096)).collect();
 
         assert!(ways.iter().all(|way| *way == ways[0]));
+    }
+
+    #[test]
+    fn modes_are_read_as_they_are_shown_and_nothing_else_is() {
+        let modes = [
+            GrantMode::Adaptive,
+            GrantMode::Map,
+            GrantMode::Copy,
+            GrantMode::CopyUpTo(8192),
+        ];
+        let wrong = [
+            "",
+            "maps",
+            "copy-up-to:",
+            "copy-up-to:-1",
+            "copy-up-to:5000000000",
+        ];
+
+        for mode in modes {
+            assert_eq!(mode.to_string().parse(), Ok(mode));
+        }
+        for text in wrong {
+            assert!(text.parse::<GrantMode>().is_err(), "{text}");
+        }
     }
 
     #[test]

@@ -1,5 +1,8 @@
 //! What concerns the guest's memory: foreign, granted, missing.
 
+use swiotlb::GrantMode;
+use vmm::guest::GuestConfig;
+
 use super::*;
 
 #[test]
@@ -189,8 +192,19 @@ fn peer_14_a_grant_that_cannot_be_mapped_is_an_error_of_its_request_alone() {
 
 #[test]
 fn peer_14_calls_that_fail_are_survived() {
-    for call in [Call::GrantMap, Call::GrantMmap, Call::GrantCopy] {
-        let mut up = up(Addresses::Grants);
+    let copies: fn(&mut GuestConfig) = |guest| guest.data.granted = GrantMode::Copy;
+    let maps: fn(&mut GuestConfig) = |guest| guest.data.granted = GrantMode::Map;
+    for (call, guest) in [
+        (Call::GrantMap, maps),
+        (Call::GrantMmap, maps),
+        (Call::GrantCopy, maps),
+        (Call::GrantCopy, copies),
+    ] {
+        let stand = Stand::with(Setup {
+            guest,
+            ..Setup::default()
+        });
+        let mut up = up_on(stand, Addresses::Grants, 0);
         up.stand.machine.fail(Target::Call(call), 1, ENOMEM);
         let request = write(0, &up.content[..512]);
         let shared = request.share(&up.driver.memory);

@@ -171,9 +171,9 @@ fn references(grant: &GrantAddress) -> impl Iterator<Item = u32> + use<> {
 fn outgoing<'a>(copy: &'a GrantCopy<'_>) -> &'a [u8] {
     match &copy.bytes {
         CopyBytes::ToGuest(bytes) => bytes,
-        CopyBytes::FromGuest(_)
-        | CopyBytes::FromGuestToPool(_)
-        | CopyBytes::ToGuestFromPool(_) => &[],
+        CopyBytes::FromGuest(_) | CopyBytes::FromGuestToPool(_) | CopyBytes::ToGuestFromPool(_) => {
+            &[]
+        }
     }
 }
 

@@ -3,12 +3,14 @@
 use std::sync::Arc;
 
 use devices::virtio::{DeviceError, DmaProvider};
-use swiotlb::{Counters, Dma, Grants, Kind, Translation};
+use swiotlb::allocator::PadPolicy;
+use swiotlb::{Counters, Dma, GrantPolicy, Grants, Kind, Settings, Translation};
 use xen::DomId;
 use xen::gntdev::Gntdev;
 use xen::memory::ForeignRam;
 
 use super::{ForeignMemory, GrantMemory};
+use crate::guest::DataPath;
 
 /// Opens data paths for the queues of one device.
 #[derive(Debug)]
@@ -16,6 +18,8 @@ pub struct DeviceMemory {
     plain: Option<Arc<ForeignRam>>,
     grants: Option<(Gntdev, DomId)>,
     counters: Arc<Counters>,
+    pool: Settings,
+    policy: Arc<GrantPolicy>,
 }
 
 impl DeviceMemory {
@@ -28,8 +32,17 @@ impl DeviceMemory {
     pub fn plain(ram: Arc<ForeignRam>) -> Self {
         DeviceMemory {
             plain: Some(ram),
+            ..DeviceMemory::none()
+        }
+    }
+
+    fn none() -> Self {
+        DeviceMemory {
+            plain: None,
             grants: None,
             counters: Arc::default(),
+            pool: pool(&DataPath::default()),
+            policy: Arc::default(),
         }
     }
 
@@ -40,8 +53,24 @@ impl DeviceMemory {
         DeviceMemory {
             plain,
             grants: Some((gntdev, domid)),
-            counters: Arc::default(),
+            ..DeviceMemory::none()
         }
+    }
+
+    /// The same, reached as `data` says where there is a choice.
+    #[must_use]
+    pub fn with_data_path(self, data: &DataPath) -> Self {
+        DeviceMemory {
+            pool: pool(data),
+            policy: Arc::new(GrantPolicy::new(data.granted)),
+            ..self
+        }
+    }
+
+    /// What all data paths opened here have learned of granted data.
+    #[must_use]
+    pub fn policy(&self) -> &Arc<GrantPolicy> {
+        &self.policy
     }
 
     /// What all data paths opened here count.
@@ -60,11 +89,21 @@ impl DmaProvider for DeviceMemory {
         let grants = self.grants.as_ref().map(|(gntdev, domid)| {
             Box::new(GrantMemory::new(gntdev.clone(), *domid)) as Box<dyn Grants>
         });
-        Ok(Dma::new(
-            Self::KIND,
-            plain,
-            grants,
-            Arc::clone(&self.counters),
-        ))
+        Ok(
+            Dma::new(Self::KIND, plain, grants, Arc::clone(&self.counters))
+                .with_pool(self.pool.clone(), Arc::clone(&self.policy)),
+        )
+    }
+}
+
+/// The pool of a queue. One thread uses it, and nobody else sees it: neither
+/// areas nor zeroes around the data are of use.
+fn pool(data: &DataPath) -> Settings {
+    Settings {
+        name: "queue".into(),
+        options: data.pool,
+        workers: 1,
+        pad: PadPolicy::Trusted,
+        ..Settings::default()
     }
 }

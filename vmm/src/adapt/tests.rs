@@ -7,8 +7,8 @@ use std::sync::Arc;
 use devices::virtio::{DmaProvider, Interrupt};
 use swiotlb::range::GRANT_BIT;
 use swiotlb::{
-    Access, CopyBytes, Dma, Fault, GrantAddress, GrantCopy, Grants, Job, Need, Range, Segments, Transfer,
-    Translation,
+    Access, CopyBytes, Dma, Fault, GrantAddress, GrantCopy, Grants, Job, Need, Range, Segments,
+    Transfer, Translation,
 };
 use xen::Host;
 use xen::fake::{Call, Domain, DomainConfig, Machine, MachineConfig, PrivcmdEventfd, Target};
@@ -243,10 +243,7 @@ fn copies_of_a_batch_go_both_ways_and_fail_one_by_one() {
         result: Ok(()),
     };
     let mut batch = [
-        copy(
-            grant(first, 0xffc, 8),
-            CopyBytes::FromGuest(&mut crossing),
-        ),
+        copy(grant(first, 0xffc, 8), CopyBytes::FromGuest(&mut crossing)),
         copy(grant(0x7000, 0, 8), CopyBytes::FromGuest(&mut unknown)),
         copy(grant(first + 1, 0xffe, 4), CopyBytes::ToGuest(&[8; 4])),
         copy(grant(first, 0, 2), CopyBytes::ToGuest(&[9; 2])),

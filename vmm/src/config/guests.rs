@@ -7,7 +7,7 @@ use devices::registry::DeviceConfig;
 use devices::virtio::DeviceType;
 use serde::Deserialize;
 
-use super::{BadValue, pattern};
+use super::{BadValue, GrantedData, PoolOptions, pattern};
 use crate::discovery::VirtioType;
 use crate::guest::EventMode;
 
@@ -28,6 +28,10 @@ pub struct GuestOverrides {
     pub allow_foreign_with_grants: Option<bool>,
     /// In place of [`super::Config::events`].
     pub events: Option<EventMode>,
+    /// In place of [`super::Config::swiotlb`].
+    pub swiotlb: Option<PoolOptions>,
+    /// In place of [`super::Config::granted_data`].
+    pub granted_data: Option<GrantedData>,
     /// Under the disk's name (`xvda`), its number (`51712`), or `*`.
     disk: BTreeMap<String, DiskOverrides>,
     /// What is behind the devices of `virtio = [ ... ]`: under the device's
@@ -47,6 +51,7 @@ pub struct DiskOverrides {
     queues: Option<u16>,
     logical_block_size: Option<u32>,
     physical_block_size: Option<u32>,
+    direct: Option<bool>,
     engine: Option<devices::blk::EngineKind>,
 }
 
@@ -138,6 +143,7 @@ impl DiskOverrides {
         disk.discard = self.discard.unwrap_or(disk.discard);
         disk.queue_size = self.queue_size.unwrap_or(disk.queue_size);
         disk.queues = self.queues.unwrap_or(disk.queues);
+        disk.direct = self.direct.unwrap_or(disk.direct);
         disk.engine = self.engine.unwrap_or(disk.engine);
         disk
     }

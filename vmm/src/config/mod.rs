@@ -4,6 +4,7 @@
 //! daemon when it is asked to, for what comes then; a [`Config`] never
 //! changes. Every refusal names the file, the line and the key.
 
+mod data;
 mod guests;
 mod pattern;
 #[cfg(test)]
@@ -21,6 +22,7 @@ use thiserror::Error;
 use toml::de::DeTable;
 use xen::DomId;
 
+pub use data::{GrantedData, PoolOptions};
 pub use guests::{DiskOverrides, GuestOverrides, GuestSections};
 
 use crate::guest::EventMode;
@@ -81,6 +83,10 @@ pub struct Config {
     pub allow_foreign_with_grants: bool,
     /// How interrupts and kicks pass.
     pub events: EventMode,
+    /// The bounce pool of each queue.
+    pub swiotlb: PoolOptions,
+    /// Whether granted data is mapped or copied.
+    pub granted_data: GrantedData,
     stop_warning_seconds: u64,
     guest: GuestSections,
 }
@@ -93,6 +99,8 @@ impl Default for Config {
             control_socket: None,
             allow_foreign_with_grants: false,
             events: EventMode::default(),
+            swiotlb: PoolOptions::default(),
+            granted_data: GrantedData::default(),
             stop_warning_seconds: 5,
             guest: GuestSections::default(),
         }

@@ -62,11 +62,13 @@ fn the_defaults_in_the_examples_comments_are_the_defaults() {
 
     let config = parsed(&defaults);
 
-    assert_eq!(defaults.lines().count(), 6);
+    assert_eq!(defaults.lines().count(), 8);
     assert_eq!(
         format!("{:?}", config.events),
         format!("{:?}", Config::default().events)
     );
+    assert_eq!(config.swiotlb, Config::default().swiotlb);
+    assert_eq!(config.granted_data, Config::default().granted_data);
     assert_eq!(config.log, Config::default().log);
     assert_eq!(config.state_dir, Config::default().state_dir);
     assert_eq!(
@@ -324,5 +326,38 @@ fn a_control_socket_that_no_socket_can_be_at_is_refused_with_its_line() {
             text.contains("line 2") && text.contains("control-socket"),
             "{text}"
         );
+    }
+}
+
+#[test]
+fn the_bounce_pool_is_as_large_as_it_is_said_or_8_mib() {
+    let slots = |text: &str| {
+        let config = parsed(&format!("swiotlb = {text:?}\n"));
+        config.swiotlb.options().sizing(1).nslots()
+    };
+
+    assert_eq!(Config::default().swiotlb.options().sizing(1).nslots(), 4096);
+    let told = ["", "128", "32768", "force", "1000,1,noforce"].map(slots);
+    assert_eq!(told, [4096, 128, 32768, 4096, 1024]);
+}
+
+#[test]
+fn pools_and_modes_that_cannot_be_are_refused_with_key_and_value() {
+    for (text, told) in [
+        ("swiotlb = \"12x\"", &["line 1, key swiotlb", "12x"][..]),
+        ("swiotlb = \"forceful\"", &["key swiotlb", "forceful"]),
+        ("swiotlb = \"600000\"", &["key swiotlb", "600000", "1 GiB"]),
+        (
+            "granted-data = \"maps\"",
+            &["key granted-data", "maps", "copy-up-to"],
+        ),
+        (
+            "[guest.a]\ngranted-data = \"copy-up-to:x\"",
+            &["line 2, key guest.a.granted-data", "copy-up-to:x"],
+        ),
+    ] {
+        let error = refused(text);
+
+        assert!(told.iter().all(|part| error.contains(part)), "{error}");
     }
 }

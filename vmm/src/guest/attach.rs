@@ -6,7 +6,6 @@
 use std::sync::Arc;
 
 use devices::virtio::{Interrupt, Transport, TransportOptions};
-use swiotlb::Counters;
 use xen::privcmd::{Ioeventfd, IoeventfdRequest};
 
 use super::config::{DeviceKey, DeviceSlot, EventMode, MmioWindow};
@@ -43,8 +42,10 @@ impl Service {
             plain: !grants || self.config.allow_foreign_with_grants,
             mapping: DeviceMemory::KIND,
             irqfd: matches!(line, Line::Irqfd { .. }),
+            data: self.config.data,
         };
-        let (memory, counters) = self.memory_of(grants);
+        let memory = self.memory_of(grants);
+        let (counters, policy) = (Arc::clone(memory.counters()), Arc::clone(memory.policy()));
         let failed = |what| {
             let device = id.clone();
             move |source| GuestError::Device {
@@ -82,6 +83,7 @@ impl Service {
             wiring,
             transport,
             counters,
+            policy,
             queues,
             ioeventfds,
             span,
@@ -171,7 +173,7 @@ impl Service {
         }
     }
 
-    fn memory_of(&self, grants: bool) -> (DeviceMemory, Arc<Counters>) {
+    fn memory_of(&self, grants: bool) -> DeviceMemory {
         let ram = || Arc::clone(&self.means.ram);
         let memory = match grants {
             false => DeviceMemory::plain(ram()),
@@ -180,8 +182,7 @@ impl Service {
                 DeviceMemory::granted(self.means.gntdev.clone(), self.config.domid, plain)
             }
         };
-        let counters = Arc::clone(memory.counters());
-        (memory, counters)
+        memory.with_data_path(&self.config.data)
     }
 
     fn ioeventfds(

@@ -5,6 +5,7 @@
 use std::fmt;
 use std::time::Duration;
 
+use swiotlb::GrantMode;
 use xen::DomId;
 
 /// Bytes between the register windows of two devices (`VIRTIO_MMIO_DEV_SIZE`,
@@ -147,6 +148,31 @@ pub enum EventMode {
     Ioeventfd,
 }
 
+/// How the data of a guest's requests is reached where there is a choice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DataPath {
+    /// The bounce pool of each queue.
+    pub pool: swiotlb::Options,
+    /// Whether granted data is mapped or copied.
+    pub granted: GrantMode,
+}
+
+impl DataPath {
+    /// Slots of a pool where nothing is said: 8 MiB.
+    pub const SLOTS: u32 = 4096;
+}
+
+impl Default for DataPath {
+    fn default() -> Self {
+        let mut pool = swiotlb::Options::default();
+        pool.adjust_size(Self::SLOTS);
+        DataPath {
+            pool,
+            granted: GrantMode::default(),
+        }
+    }
+}
+
 /// A guest to be served.
 #[derive(Clone, Debug)]
 pub struct GuestConfig {
@@ -161,6 +187,8 @@ pub struct GuestConfig {
     pub allow_foreign_with_grants: bool,
     /// How events pass.
     pub events: EventMode,
+    /// How its data is reached.
+    pub data: DataPath,
     /// A queue that takes longer to stop is logged.
     pub stop_warning: Duration,
 }
@@ -176,6 +204,7 @@ impl GuestConfig {
             windows: vec![MmioWindow::ARM],
             allow_foreign_with_grants: false,
             events: EventMode::Auto,
+            data: DataPath::default(),
             stop_warning: Duration::from_secs(5),
         }
     }

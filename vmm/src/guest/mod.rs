@@ -39,7 +39,7 @@ use xen::ioreq::IoreqServer;
 use xen::memory::ForeignRam;
 use xen::{DomId, Host};
 
-pub use config::{DeviceKey, DeviceSlot, EventMode, GuestConfig, MmioWindow, SLOT_SIZE};
+pub use config::{DataPath, DeviceKey, DeviceSlot, EventMode, GuestConfig, MmioWindow, SLOT_SIZE};
 pub use error::GuestError;
 pub use event::GuestEvent;
 pub use stats::{DeviceStats, GuestStats, QueueCounts, Wiring};

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use devices::virtio::mmio::{Register, read_empty_slot};
 use devices::virtio::{Answer, Interrupt, Notifier, Transport};
-use swiotlb::Counters;
+use swiotlb::{Counters, GrantPolicy};
 use vmm_sys_util::eventfd::EventFd;
 use xen::ioreq::Pending;
 use xen::privcmd::Ioeventfd;
@@ -71,6 +71,7 @@ pub(super) struct Slot {
     wiring: Wiring,
     transport: Transport,
     counters: Arc<Counters>,
+    policy: Arc<GrantPolicy>,
     queues: u16,
     /// Dropped before the transport's doorbells close.
     ioeventfds: Vec<Ioeventfd>,
@@ -98,6 +99,7 @@ pub(super) struct Parts {
     pub wiring: Wiring,
     pub transport: Transport,
     pub counters: Arc<Counters>,
+    pub policy: Arc<GrantPolicy>,
     pub queues: u16,
     pub ioeventfds: Vec<Ioeventfd>,
     pub span: tracing::Span,
@@ -110,6 +112,7 @@ impl Slot {
             wiring: parts.wiring,
             transport: parts.transport,
             counters: parts.counters,
+            policy: parts.policy,
             queues: parts.queues,
             ioeventfds: parts.ioeventfds,
             removing: false,
@@ -307,6 +310,7 @@ impl Slot {
             waiting: u64::try_from(self.waiting.len()).unwrap_or(u64::MAX),
             statistics: self.statistics(),
             dma: self.counters.snapshot(),
+            granted: self.policy.snapshot(),
             queues,
         }
     }

@@ -1,8 +1,8 @@
 //! What a guest's thread counts.
 
-use swiotlb::{CountersSnapshot, Kind};
+use swiotlb::{CountersSnapshot, GrantPolicySnapshot, Kind};
 
-use super::config::DeviceKey;
+use super::config::{DataPath, DeviceKey};
 
 /// Counters of a guest at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -40,6 +40,8 @@ pub struct Wiring {
     pub mapping: Kind,
     /// The kernel raises its interrupt.
     pub irqfd: bool,
+    /// How its data is reached where there is a choice.
+    pub data: DataPath,
 }
 
 /// Counters of a device, and what they belong to.
@@ -73,6 +75,8 @@ pub struct DeviceStats {
     pub statistics: Vec<(&'static str, u64)>,
     /// Its data path.
     pub dma: CountersSnapshot,
+    /// How its granted data is reached, and why.
+    pub granted: GrantPolicySnapshot,
     /// Its queues.
     pub queues: Vec<QueueCounts>,
 }

@@ -248,7 +248,7 @@ mod tests {
             ("blk,path=/a,queue-size=100000", &["queue-size", "100000"]),
             ("blk,path=/a,queue-size=100", &["queue-size 100"]),
             ("blk,path=/a,readonly=maybe", &["readonly", "maybe"]),
-            ("blk,path=/a,engine=magic", &["magic", "buffered"]),
+            ("blk,path=/a,engine=magic", &["magic", "io-uring"]),
             ("blk,path=/a,path=/b", &["path"]),
             ("blk,path=/a,mmio=0x2000100", &["mmio=0x2000100", "0x200"]),
             ("blk,path=/a,irq=-1", &["irq=-1"]),

@@ -40,8 +40,8 @@ mod tests;
 pub use client::{ClientError, ask};
 pub use desk::Desk;
 pub use model::{
-    Addresses, DaemonStatus, DeviceState, DeviceStatus, Dma, Ending, GuestCounters, GuestStatus,
-    InterruptsBy, KicksBy, QueueStatus, Refused, Status,
+    Addresses, DaemonStatus, DeviceState, DeviceStatus, Dma, Ending, GrantedData, GrantedSize,
+    GuestCounters, GuestStatus, InterruptsBy, KicksBy, QueueStatus, Refused, Status,
 };
 pub use protocol::{Answer, REQUEST_MAX, Request, VERSION};
 pub use table::print;

@@ -2,10 +2,13 @@
 //! `xen-dm status`. Counters count from the start of the daemon, or of the
 //! guest or device if that was later.
 
+mod data;
+
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
-use swiotlb::CountersSnapshot;
+
+pub use data::{Dma, GrantedData, GrantedSize};
 
 use crate::guest::{DeviceStats, GuestStats, QueueCounts};
 
@@ -196,6 +199,10 @@ pub struct DeviceStatus {
     pub waiting: u64,
     /// Its data path.
     pub dma: Dma,
+    /// The options of its queues' bounce pools.
+    pub swiotlb: String,
+    /// How its granted data is reached.
+    pub granted_data: GrantedData,
     /// Its queues.
     pub queues: Vec<QueueStatus>,
     /// The device's own statistics, by names of its own.
@@ -213,41 +220,6 @@ pub struct QueueStatus {
     pub pushed: u64,
     /// Bytes written to the guest.
     pub written: u64,
-}
-
-/// A device's data path.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Dma {
-    /// Ranges reached where they are, by plain address.
-    pub direct: u64,
-    /// Ranges reached by mapping their grants.
-    pub granted: u64,
-    /// Ranges that had to be bounced, for whatever reason.
-    pub bounced: u64,
-    /// Of these: their pages cannot be pinned.
-    pub bounced_pinned: u64,
-    /// Of these: not contiguous.
-    pub bounced_straddles: u64,
-    /// Of these: not aligned.
-    pub bounced_misaligned: u64,
-    /// Of these: above a limit.
-    pub bounced_limit: u64,
-    /// Requests refused because a range could not be reached.
-    pub rejected: u64,
-    /// Ranges that were looked up.
-    pub lookups: u64,
-    /// Segments made.
-    pub segments: u64,
-    /// Small copies.
-    pub transfers: u64,
-    /// Grant copies among them.
-    pub grant_copies: u64,
-    /// Batches of grants mapped in one call.
-    pub loans: u64,
-    /// Batches that were mapped again one by one.
-    pub loans_split: u64,
-    /// Batches that the host did not take back cleanly.
-    pub loans_lost: u64,
 }
 
 /// A device that is not served.
@@ -332,6 +304,8 @@ impl From<&DeviceStats> for DeviceStatus {
             unfinished: taken.saturating_sub(pushed),
             waiting: stats.waiting,
             dma: Dma::from(&stats.dma),
+            swiotlb: wiring.data.pool.to_string(),
+            granted_data: GrantedData::from(&stats.granted),
             queues: stats.queues.iter().map(QueueStatus::from).collect(),
             statistics: stats
                 .statistics
@@ -349,28 +323,6 @@ impl From<&QueueCounts> for QueueStatus {
             taken: counts.taken,
             pushed: counts.pushed,
             written: counts.written,
-        }
-    }
-}
-
-impl From<&CountersSnapshot> for Dma {
-    fn from(counters: &CountersSnapshot) -> Self {
-        Dma {
-            direct: counters.direct,
-            granted: counters.granted,
-            bounced: counters.bounced,
-            bounced_pinned: counters.bounced_pinned,
-            bounced_straddles: counters.bounced_straddles,
-            bounced_misaligned: counters.bounced_misaligned,
-            bounced_limit: counters.bounced_limit,
-            rejected: counters.rejected,
-            lookups: counters.lookups,
-            segments: counters.segments,
-            transfers: counters.transfers,
-            grant_copies: counters.grant_copies,
-            loans: counters.loans,
-            loans_split: counters.loans_split,
-            loans_lost: counters.loans_lost,
         }
     }
 }

@@ -3,7 +3,8 @@
 use std::io::{self, Write};
 
 use super::model::{
-    Addresses, DaemonStatus, DeviceStatus, Dma, GuestStatus, InterruptsBy, KicksBy, Status,
+    Addresses, DaemonStatus, DeviceStatus, Dma, GrantedData, GuestStatus, InterruptsBy, KicksBy,
+    Status,
 };
 use crate::columns::{Table, printable, wrap};
 
@@ -167,6 +168,11 @@ fn detail(device: &DeviceStatus, out: &mut impl Write) -> io::Result<()> {
         ("because not contiguous", device.dma.bounced_straddles),
         ("because misaligned", device.dma.bounced_misaligned),
         ("because above a limit", device.dma.bounced_limit),
+        ("because all are", device.dma.bounced_forced),
+        ("because copying is cheaper", device.dma.bounced_cheaper),
+        ("bytes bounced in", device.dma.bounced_bytes_in),
+        ("bytes bounced out", device.dma.bounced_bytes_out),
+        ("waits for the pool", device.dma.pool_full),
         ("grant copies", device.dma.grant_copies),
     ];
     let statistics: Vec<(&str, u64)> = device
@@ -175,8 +181,21 @@ fn detail(device: &DeviceStatus, out: &mut impl Write) -> io::Result<()> {
         .map(|(name, value)| (name.as_str(), *value))
         .collect();
     sentence("  ranges: ", &path, out)?;
+    if device.addresses != Addresses::Plain {
+        paragraph("  granted data: ", &granted_data(&device.granted_data), out)?;
+    }
     sentence("  did: ", &statistics, out)?;
     sentence("  trouble: ", &trouble, out)
+}
+
+/// What becomes of granted data, and why.
+fn granted_data(data: &GrantedData) -> String {
+    let way = match data.copies_up_to {
+        Some(0) => "mapped".to_owned(),
+        Some(bytes) => format!("copied up to {bytes} bytes, else mapped"),
+        None => "copied".to_owned(),
+    };
+    format!("{way} ({}; {})", data.mode, data.reason)
 }
 
 /// The numbers that are not zero, with their names; no line if there is none.
@@ -189,9 +208,14 @@ fn sentence(head: &str, numbers: &[(&str, u64)], out: &mut impl Write) -> io::Re
     if parts.is_empty() {
         return Ok(());
     }
+    paragraph(head, &parts.join(", "), out)
+}
+
+/// Text behind a head, in lines of some width.
+fn paragraph(head: &str, text: &str, out: &mut impl Write) -> io::Result<()> {
     let mut head = format!("  {head}");
     let indent = head.chars().count();
-    for line in wrap(&parts.join(", "), WIDTH.saturating_sub(indent)) {
+    for line in wrap(text, WIDTH.saturating_sub(indent)) {
         writeln!(out, "{head:<indent$}{line}")?;
         head.clear();
     }

@@ -116,7 +116,10 @@ fn a_device_is_told_with_its_names_place_and_image() {
 #[test]
 fn ranges_are_counted_by_the_way_that_reached_them() {
     let bench = Bench::new();
-    let _daemon = bench.daemon();
+    let _daemon = bench.daemon_with(bench.options(
+        "granted-data = \"map\"\n[guest.copied]\ngranted-data = \"copy\"\n\
+         [guest.forced]\nswiotlb = \"128,force\"",
+    ));
     let used = |name: &str, grants: bool| {
         let guest = bench.guest(name);
         let disk = VirtioDisk {
@@ -131,11 +134,13 @@ fn ranges_are_counted_by_the_way_that_reached_them() {
         bench.wait(&disk, xen::xenstore::XenbusState::Connected);
     };
     used("granted", true);
+    used("copied", true);
     used("plain", false);
+    used("forced", false);
 
     let told = status(&bench);
 
-    let [granted, plain] = ["granted", "plain"].map(|name| {
+    let [granted, copied, plain, forced] = ["granted", "copied", "plain", "forced"].map(|name| {
         let guest = told.guests.iter().find(|guest| guest.name == name);
         &guest.unwrap().devices[0]
     });
@@ -147,6 +152,13 @@ fn ranges_are_counted_by_the_way_that_reached_them() {
     );
     assert!(plain.dma.direct > 0 && plain.dma.granted == 0, "{plain:?}");
     assert_eq!((granted.dma.bounced, plain.dma.bounced), (0, 0));
+    assert_eq!((copied.dma.granted, forced.dma.direct), (0, 0));
+    assert_eq!(copied.dma.bounced, copied.dma.bounced_cheaper);
+    assert_eq!(forced.dma.bounced, forced.dma.bounced_forced);
+    assert_eq!(copied.dma.bounced_bytes_in, 8192);
+    assert_eq!(forced.dma.bounced_bytes_in, 8192);
+    assert_eq!(copied.granted_data.mode, "copy");
+    assert_eq!(forced.swiotlb, "128,force");
     assert_eq!((granted.driver_starts, plain.driver_starts), (1, 1));
 }
 
