@@ -258,13 +258,16 @@ impl Ring {
 
 impl Drop for Ring {
     /// Waits for everything that the kernel has: it writes to memory that is
-    /// given back with the slots.
+    /// given back with the slots. The files are let go of at once: the kernel
+    /// ends a ring some time later, and an image's lock with it.
     fn drop(&mut self) {
         let mut completions = Vec::new();
         while self.in_flight() > 0 {
             self.wait();
             self.reap(&mut completions);
         }
+        // without files registered there is nothing to let go of
+        let _ = self.ring.submitter().unregister_files();
     }
 }
 
