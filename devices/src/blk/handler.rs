@@ -172,13 +172,13 @@ impl BlkHandler {
         while !self.waiting.is_empty() && self.engine.room() > 0 {
             let before = self.waiting.len();
             let refused = self.submit(queue);
-            let stuck = self.waiting.len() == before && self.engine.in_flight() == 0;
-            self.finish(queue, refused)?;
-            if stuck {
+            let finished = self.finish(queue, refused)?;
+            if self.engine.in_flight() > 0 {
+                break;
+            }
+            if finished == 0 && self.waiting.len() == before {
                 // nobody would ever wake this queue
                 self.give_up(queue)?;
-            } else if self.engine.in_flight() > 0 {
-                break;
             }
         }
         Ok(())
@@ -238,20 +238,22 @@ impl BlkHandler {
                 }
             }
         }
-        self.finish(queue, Vec::new())
+        self.finish(queue, Vec::new()).map(drop)
     }
 
     /// Gives back what the engine has completed, writes the statuses, and
-    /// shows the requests to the guest.
+    /// shows the requests to the guest. Returns how many were given back.
     fn finish(
         &mut self,
         queue: &mut ActiveQueue,
         refused: Vec<Done<Op>>,
-    ) -> Result<(), QueueError> {
+    ) -> Result<usize, QueueError> {
         self.completed.append(&mut self.engine.reap());
         let most = queue.dma().most(self.engine.need());
         let mut done = Vec::new();
-        for mut finished in queue.dma().finish(&mut self.completed) {
+        let given_back = queue.dma().finish(&mut self.completed);
+        let count = given_back.len() + refused.len();
+        for mut finished in given_back {
             let fault = finished.take_fault();
             let finished = finished.map(|mut op| {
                 if let Some(fault) = fault {
@@ -276,7 +278,7 @@ impl BlkHandler {
             .collect();
         queue.dma().transfer(&mut transfers);
         let results: Vec<_> = transfers.into_iter().map(|t| t.result).collect();
-        let mut broken = Ok(());
+        let mut broken = Ok(count);
         for (done, result) in done.into_iter().zip(results) {
             self.stats.count(done.token());
             log_refusal(done.token());

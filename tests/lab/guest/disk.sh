@@ -82,3 +82,12 @@ noise_round() {
   [ "$found" = "$SUM" ] || fail "$1 reads back with checksum $found instead of $SUM"
   rm "$file"
 }
+
+# all_sizes DISK [FIGURES]: requests of every size; tells the disk's checksum, and figures.
+all_sizes() {
+  disk_wait "$1"
+  said=$(must sizes "/dev/$1") || fail "sizes: $said"
+  drop_caches
+  tell "checksum $(disk_sum "$1")"
+  tell "figures ${2:+$2, }$said"
+}
