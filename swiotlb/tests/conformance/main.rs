@@ -16,6 +16,7 @@ mod address_limits;
 mod allocator;
 mod decision;
 mod devices;
+mod foreign;
 mod growth;
 mod leaks;
 mod map_unmap;
