@@ -14,6 +14,7 @@
 mod accounting;
 mod address_limits;
 mod allocator;
+mod coverage;
 mod decision;
 mod devices;
 mod foreign;
