@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# How the fuzz targets and the tests under AddressSanitizer are built. Sourced by ./run and ./asan.
+# How the fuzz targets and the tests under AddressSanitizer are built. Sourced by ./run, ./asan and ./memcheck.
 #
 # A stable compiler does it, if its distributor shipped the sanitizer's library: RUSTC_BOOTSTRAP opens the
 # one option that is not stable.
