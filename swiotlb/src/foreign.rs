@@ -9,6 +9,7 @@ use std::sync::{PoisonError, RwLock};
 
 use crate::contiguity::{FrameTranslation, NoTranslation};
 use crate::error::Error;
+use crate::range::PAGE_SIZE;
 
 /// An ordered map of disjoint runs from guest frames to machine frames; a frame
 /// in no run is its own.
@@ -82,6 +83,28 @@ impl ForeignFrames {
 impl FrameTranslation for ForeignFrames {
     fn gfn_to_bfn(&self, gfn: u64) -> Result<u64, NoTranslation> {
         Ok(self.lookup(gfn).unwrap_or(gfn))
+    }
+
+    fn straddles_at(&self, address: u64, len: u64) -> Result<bool, NoTranslation> {
+        let first = address / PAGE_SIZE;
+        let last = address.saturating_add(len.saturating_sub(1)) / PAGE_SIZE;
+        // by runs and not by frames: a range may have any length
+        let runs = self.runs.read().unwrap_or_else(PoisonError::into_inner);
+        let shift = |gfn: u64| match runs.range(..=gfn).next_back() {
+            Some((&start, &(mfn, count))) if gfn - start < count => mfn.wrapping_sub(start),
+            _ => 0,
+        };
+        let base = shift(first);
+        let starts = runs.range(first..=last).map(|(&start, _)| start);
+        let before = runs
+            .range(..=last)
+            .rev()
+            .map_while(|(&start, &(_, count))| {
+                let end = start.saturating_add(count);
+                (end > first).then_some(end)
+            });
+        let mut edges = starts.chain(before.filter(|&end| end <= last));
+        Ok(edges.any(|gfn| shift(gfn) != base))
     }
 
     fn bfn_to_local_gfn(&self, bfn: u64) -> Option<u64> {

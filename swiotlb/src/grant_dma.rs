@@ -150,6 +150,10 @@ impl<G: GrantPages> GrantDevice<G> {
         let first = self.grants.grant(address / PAGE_SIZE, plan)?;
         let count = plan.count;
         if first.checked_add(count - 1).is_none() {
+            // as many of them as there can be
+            for reference in first..=u32::MAX {
+                self.end(reference);
+            }
             return Err(Error::GrantRange {
                 first,
                 count: u64::from(count),
@@ -171,19 +175,29 @@ impl<G: GrantPages> GrantDevice<G> {
     pub fn unmap(&mut self, mapping: GrantMapping) -> Result<(), Error> {
         let GrantMapping { first, count, .. } = mapping;
         for index in 0..count {
-            if !self.grants.end(first + index) {
-                self.broken = true;
-                self.leaked += u64::from(count - index);
-                tracing::error!(
-                    target: "swiotlb",
-                    dev = &*self.constraints.name,
-                    reference = first + index,
-                    "a peer holds on to a granted page; the device is given up"
-                );
+            if !self.end(first + index) {
+                // and those behind it
+                self.leaked += u64::from(count - index - 1);
                 return Err(Error::Broken);
             }
         }
         Ok(())
+    }
+
+    /// Ends one page's access; gives the device up if the peer holds on to it.
+    fn end(&mut self, reference: u32) -> bool {
+        let ended = self.grants.end(reference);
+        if !ended {
+            self.broken = true;
+            self.leaked += 1;
+            tracing::error!(
+                target: "swiotlb",
+                dev = &*self.constraints.name,
+                reference,
+                "a peer holds on to a granted page; the device is given up"
+            );
+        }
+        ended
     }
 
     /// Whether it was given up: 1 in the sum of broken devices.

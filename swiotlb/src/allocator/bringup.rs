@@ -109,12 +109,14 @@ impl Allocator {
     /// down to 1 MiB was tried; [`Error::Invalid`] for rules that the memory does
     /// not allow; [`Error::NoPool`] after a teardown. After an error there is no new pool and nothing is kept of it.
     pub fn ensure_default_pool(&self, with: BringUp<'_>) -> Result<Ensured, Error> {
-        let _making = self.bring_up.lock();
+        let making = self.bring_up.lock();
         let limit = with.limit.map_or(u64::MAX, NonZeroU64::get);
         let ensured = if self.closed.load(Ordering::Acquire) {
             return Err(Error::NoPool);
         } else if self.is_active() {
-            // what exists was made by somebody else's promise: look at it
+            // what exists was made by somebody else's promise: look at it.
+            // Whoever adds a pool on the way takes the lock, too
+            drop(making);
             self.check_reach(limit, |bus, _| Ok(bus))?;
             Ensured::AlreadyPresent
         } else if self.settings().options.bouncing == Bouncing::Suppressed {
@@ -209,7 +211,7 @@ impl Allocator {
     ///
     /// Its memory lives as long as somebody holds the allocator or a device of
     /// it. A mapping that is tried while a teardown is being refused may fail
-    /// with [`Error::NoPool`].
+    /// with [`Error::Full`].
     ///
     /// # Errors
     /// [`Error::Busy`] while something is mapped, or where bouncing is forced;
@@ -226,6 +228,13 @@ impl Allocator {
                 closed.for_each(|(_, pool)| pool.reopen());
                 return Err(busy);
             }
+        }
+        // no transient pool is made while this is held, nor afterwards
+        let transients = self.transients.lock();
+        if !transients.is_empty() {
+            self.pools().for_each(|(_, pool)| pool.reopen());
+            let used = transients.used();
+            return Err(Error::Busy { used });
         }
         self.closed.store(true, Ordering::Release);
         Ok(())

@@ -101,6 +101,10 @@ impl From<Growth> for Growing {
 }
 
 impl Transients {
+    pub(super) fn is_empty(&self) -> bool {
+        self.live.is_empty()
+    }
+
     pub(super) fn slots(&self) -> u64 {
         let slots = self.live.iter().map(|one| u64::from(one.pool.nslots()));
         slots.sum()
@@ -131,9 +135,12 @@ impl Allocator {
         self.growing.as_ref().is_some_and(allowed)
     }
 
-    /// Adds no pools from now on.
+    /// Adds no pools from now on. Called with the bring-up lock held, or a pool
+    /// that is being made might still be added.
     pub(super) fn stop_growing(&self) {
         if let Some(growing) = &self.growing {
+            // nor is a transient one, which is made under this lock
+            let _transients = self.transients.lock();
             growing.allowed.store(false, Ordering::Relaxed);
         }
     }
@@ -152,10 +159,10 @@ impl Allocator {
     /// all goes on as it was, and the next mapping that finds no room asks
     /// again.
     pub fn grow(&self) -> Result<bool, Error> {
+        let _making = self.bring_up.lock();
         let Some(growing) = self.growing.as_ref().filter(|_| self.wants_to_grow()) else {
             return Ok(false);
         };
-        let _making = self.bring_up.lock();
         let grown = match self.can_grow() && self.is_active() {
             true => self.add_pool(growing, growing.phys_limit).map(|()| true),
             false => Ok(false),
@@ -167,7 +174,8 @@ impl Allocator {
     /// Adds a pool below `limit` for a device that reaches none there is.
     pub(super) fn grow_below(&self, limit: u64) -> Result<(), Error> {
         let _making = self.bring_up.lock();
-        let growing = self.growing.as_ref().ok_or(Error::NoPool)?;
+        let growing = self.growing.as_ref().filter(|_| self.can_grow());
+        let growing = growing.ok_or(Error::NoPool)?;
         self.add_pool(growing, limit.min(growing.phys_limit))
     }
 
@@ -203,6 +211,9 @@ impl Allocator {
         }
         // held all the way: what is checked against the budgets is what is made
         let mut transients = self.transients.lock();
+        if !self.can_grow() || !self.is_active() {
+            return None;
+        }
         let own = transients.bytes(|one| one.device == device);
         let all = transients.bytes(|_| true);
         let budget = growing.max_transient_device.saturating_sub(own);

@@ -183,7 +183,10 @@ impl Allocator {
     /// with an engine, or to send its file to a back end. From then on no pool
     /// is added that they would not know of.
     pub fn each_memory(&self, mut f: impl FnMut(&crate::memory::PoolMemory)) {
-        self.stop_growing();
+        {
+            let _making = self.bring_up.lock();
+            self.stop_growing();
+        }
         let pools = self.pools.newest_first();
         pools.for_each(|(_, pool)| f(pool.memory()));
     }

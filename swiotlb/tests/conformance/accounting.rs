@@ -79,6 +79,19 @@ fn what_happens_is_counted() {
     assert_eq!((stats.area_fallback, stats.full), (0, 0));
 }
 
+/// Section 4 has counters unaffected by what passes through, section 12 counts
+/// it. Both hold: the allocator's figures stay, the device's own count does not.
+#[test]
+fn sections_4_and_12_what_passes_through_is_counted_by_its_device_alone() {
+    let allocator = default_pool();
+    let worker = worker(&allocator, DeviceConstraints::default(), 0);
+    let before = allocator.stats();
+    let mapping = worker.map(&NoRam, 0x1000, 64, Direction::ToDevice, &Attrs::default());
+    assert!(mapping.unwrap().bounced().is_none());
+    assert_eq!(allocator.stats(), before);
+    assert_eq!(worker.device().maps_direct(), 1);
+}
+
 /// An event: its level, its target and its fields.
 type Seen = (Level, String, String);
 

@@ -189,6 +189,25 @@ fn v35_inv16_more_than_the_largest_mapping_does_not_fit_everywhere() {
     }
 }
 
+/// The specification says that one byte more than the largest mapping fails at
+/// some offset. So it does without a mask; with one, rounding to slots has left
+/// room at every offset.
+#[test]
+fn inv16_a_byte_above_the_largest_mapping_fits_wherever_there_is_a_mask() {
+    for mask in [511, 4095, 65_535] {
+        let (_allocator, worker) = masked(mask);
+        let above = worker.device().max_mapping_size() + 1;
+        let refused = (0..=mask).find(|offset| map(&worker, 0x10_0000 + offset, above).is_err());
+        assert_eq!(refused, None, "mask {mask:#x}");
+    }
+    let (_allocator, worker) = masked(0);
+    let above = worker.device().max_mapping_size() + 1;
+    assert!(matches!(
+        map(&worker, 0, above),
+        Err(Error::TooLarge { .. })
+    ));
+}
+
 #[test]
 fn v36_the_largest_mapping_is_the_devices_own() {
     let (allocator, worker) = masked(4095);

@@ -90,6 +90,31 @@ fn v28_references_do_not_run_past_the_last_one() {
     ));
 }
 
+/// Says that it has granted more references than there are; notes those that
+/// are ended.
+struct Wrapping<'a>(&'a std::cell::RefCell<Vec<u32>>);
+
+impl GrantPages for Wrapping<'_> {
+    fn grant(&mut self, _gfn: u64, _plan: GrantPlan) -> Result<u32, Error> {
+        Ok(u32::MAX - 1)
+    }
+
+    fn end(&mut self, reference: u32) -> bool {
+        self.0.borrow_mut().push(reference);
+        true
+    }
+}
+
+#[test]
+fn v28_references_that_run_past_the_last_one_are_ended_again() {
+    let ended = std::cell::RefCell::default();
+    let mut device = GrantDevice::new(Wrapping(&ended), DeviceConstraints::default()).unwrap();
+    let mapped = device.map(0, 3 * 4096, Direction::ToDevice);
+    assert!(matches!(mapped, Err(Error::GrantRange { count: 3, .. })));
+    assert_eq!(*ended.borrow(), [u32::MAX - 1, u32::MAX]);
+    assert!(!device.is_broken());
+}
+
 #[test]
 fn v28_a_device_of_less_than_64_bits_takes_no_grants() {
     let constraints = DeviceConstraints {

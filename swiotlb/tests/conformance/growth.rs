@@ -194,6 +194,19 @@ fn a_pool_that_cannot_be_added_is_no_disaster() {
     assert_eq!(allocator.used(), 0);
 }
 
+#[test]
+fn v60_teardown_waits_for_a_mapping_in_a_transient_pool_too() {
+    let (allocator, _watch) = growing("128,1", |_| {});
+    let worker = worker(&allocator, forced(), 0);
+    let all = map(&worker, 0, 0x4_0000).unwrap();
+    let transient = map(&worker, 0, 3000).unwrap();
+    drop(all);
+    assert_eq!(allocator.tear_down(), Err(Error::Busy { used: 2 }));
+    drop(map(&worker, 0, 64).expect("a refused teardown changes nothing"));
+    drop(transient);
+    assert_eq!(allocator.tear_down(), Ok(()));
+}
+
 proptest! {
     #[test]
     fn inv34_transient_memory_keeps_to_its_budgets(

@@ -14,8 +14,10 @@
 mod accounting;
 mod address_limits;
 mod allocator;
+mod coverage;
 mod decision;
 mod devices;
+mod foreign;
 mod growth;
 mod leaks;
 mod map_unmap;
