@@ -135,6 +135,41 @@ fn a_reset_with_requests_waiting_for_room_holds_nothing(on: On) {
 }
 
 #[test]
+fn requests_that_have_completed_unseen_make_room_for_those_that_come() {
+    let Some(on) = On::new(EngineKind::IoUring, true).available() else {
+        return;
+    };
+    let mut rig = forced(on);
+    let offer = |rig: &mut Rig, index: u64| {
+        let data = rig.space(32 << 10);
+        let (chain, status) = rig.frame(blk::VIRTIO_BLK_T_IN, index * 64, &[data]);
+        rig.ring.add(&chain);
+        status
+    };
+    // all of the pool, and its completions not taken
+    let first: Vec<_> = (0..8).map(|index| offer(&mut rig, index)).collect();
+    let chains = rig.queue.take(64).unwrap();
+    rig.handler.serve(&mut rig.queue, chains).unwrap();
+    let seen = rig.ring.used().len();
+    let event = rig.handler.event().unwrap();
+    assert!(seen == 8 || readable(event, PATIENCE));
+    let second: Vec<_> = (8..12).map(|index| offer(&mut rig, index)).collect();
+
+    let chains = rig.queue.take(64).unwrap();
+    rig.handler.serve(&mut rig.queue, chains).unwrap();
+    let mut used = seen + rig.ring.used().len();
+    while used < 12 {
+        let event = rig.handler.event().unwrap();
+        assert!(readable(event, PATIENCE), "a request is never completed");
+        rig.handler.advance(&mut rig.queue).unwrap();
+        used += rig.ring.used().len();
+    }
+
+    let statuses = first.into_iter().chain(second);
+    assert!(statuses.into_iter().all(|at| rig.ram.read(at, 1) == [OK]));
+}
+
+#[test]
 fn grants_are_mapped_or_copied_as_it_is_wanted() {
     let granted = |mode| {
         let on = On {
