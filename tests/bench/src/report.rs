@@ -15,7 +15,7 @@ pub struct Machine {
     kernel: String,
     /// Processes that wanted a processor during the last minute. More than
     /// there are processors, and threads seldom run at the same time.
-    load: String,
+    load: f64,
 }
 
 impl Machine {
@@ -29,7 +29,11 @@ impl Machine {
         let model = lines.find_map(|line| line.strip_prefix("model name")?.split_once(": "));
         let load = std::fs::read_to_string("/proc/loadavg").context("/proc/loadavg")?;
         Ok(Machine {
-            load: load.split(' ').next().unwrap_or_default().to_owned(),
+            load: load
+                .split(' ')
+                .next()
+                .and_then(|load| load.parse().ok())
+                .unwrap_or(f64::NAN),
             processor: model.map_or("unnamed", |(_, name)| name).to_owned(),
             processors: crate::processors::usable()?.len(),
             kernel: rustix::system::uname()
@@ -85,6 +89,13 @@ impl<Row: Serialize> Report<Row> {
             "{} bursts of {} ms of each contender, taking turns, threads pinned; processor time, ns per operation",
             self.bursts, self.burst_ms
         );
+        // not to be compared: true of a load that is not known, too
+        let is_idle = self.machine.load < self.machine.processors as f64;
+        if !is_idle {
+            println!(
+                "others want the processors: threads seldom run at the same time, and figures of threads that share something say little"
+            );
+        }
         println!();
     }
 
