@@ -169,7 +169,7 @@ impl DeviceConstraints {
     ///
     /// # Errors
     /// [`NoTranslation`] for bytes that are in no window.
-    #[inline]
+    #[inline(always)]
     pub fn dma(&self, bus: u64, len: u64) -> Result<u64, NoTranslation> {
         if self.ranges.is_empty() {
             return Ok(bus);
@@ -180,7 +180,7 @@ impl DeviceConstraints {
     }
 
     /// The bus address behind a device's address; `None` outside the windows.
-    #[inline]
+    #[inline(always)]
     pub fn bus(&self, dma: u64) -> Option<u64> {
         if self.ranges.is_empty() {
             return Some(dma);
@@ -191,7 +191,7 @@ impl DeviceConstraints {
     /// Whether the original is copied into a bounce buffer when it is mapped:
     /// always, for a trusted consumer. What the device leaves alone would
     /// otherwise come back as what the buffer held before.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn fills(&self, direction: Direction) -> bool {
         direction.to_device() || self.consumer == Consumer::Trusted
     }
@@ -213,7 +213,7 @@ impl DeviceConstraints {
 /// assert!(!capable(0xFFFF_F000, 4097, 0xFFFF_FFFF));
 /// assert!(!capable(u64::MAX, 2, u64::MAX));
 /// ```
-#[inline]
+#[inline(always)]
 pub fn capable(dma: u64, len: u64, limit: u64) -> bool {
     len.checked_sub(1)
         .and_then(|more| dma.checked_add(more))

@@ -178,7 +178,7 @@ impl PoolMemory {
     }
 
     /// `len` bytes from `offset` on; `None` if they are not inside.
-    #[inline]
+    #[inline(always)]
     pub fn slice(&self, offset: u64, len: u64) -> Option<VolatileSlice<'_>> {
         let end = offset.checked_add(len)?;
         if end > self.len as u64 {

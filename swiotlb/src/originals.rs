@@ -40,7 +40,7 @@ impl<'a> Window<'a> {
         Window { base, memory }
     }
 
-    #[inline]
+    #[inline(always)]
     fn part(&self, address: u64, len: usize) -> Result<VolatileSlice<'a>, OrigFault> {
         let offset = address
             .checked_sub(self.base)
@@ -53,14 +53,14 @@ impl<'a> Window<'a> {
 }
 
 impl Originals for Window<'_> {
-    #[inline]
+    #[inline(always)]
     fn copy_in(&self, address: u64, bounce: &VolatileSlice<'_>) -> Result<(), OrigFault> {
         let original = self.part(address, bounce.len())?;
         original.copy_to_volatile_slice(*bounce);
         Ok(())
     }
 
-    #[inline]
+    #[inline(always)]
     fn copy_back(&self, address: u64, bounce: &VolatileSlice<'_>) -> Result<(), OrigFault> {
         let original = self.part(address, bounce.len())?;
         bounce.copy_to_volatile_slice(original);

@@ -38,6 +38,16 @@ impl AddressSpace {
         }
     }
 
+    /// Whether every address is the bus's own, with nothing to look up.
+    #[inline(always)]
+    pub(crate) fn is_identity(&self) -> bool {
+        match self {
+            AddressSpace::Plain | AddressSpace::IommuIdentity => true,
+            AddressSpace::OneToOne(foreign) => foreign.is_empty(),
+            AddressSpace::Translated(_) => false,
+        }
+    }
+
     /// The bus address behind `address`.
     ///
     /// # Errors

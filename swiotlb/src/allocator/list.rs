@@ -33,19 +33,19 @@ impl PoolList {
     }
 
     /// How many there are.
-    #[inline]
+    #[inline(always)]
     pub(super) fn len(&self) -> usize {
         self.count.load(Ordering::Acquire)
     }
 
     /// The pool with this number.
-    #[inline]
+    #[inline(always)]
     pub(super) fn get(&self, index: usize) -> Option<&Arc<Pool>> {
         self.pools.get(index)?.get()
     }
 
     /// All pools and their numbers, newest first.
-    #[inline]
+    #[inline(always)]
     pub(super) fn newest_first(&self) -> impl Iterator<Item = (usize, &Arc<Pool>)> {
         (0..self.len())
             .rev()

@@ -105,10 +105,11 @@ pub struct Allocator {
     devices: AtomicU64,
 }
 
-/// Slots and the number of their pool.
+/// Slots, their pool and its number.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Taken {
-    pub pool: usize,
+pub(crate) struct Taken<'a> {
+    pub index: usize,
+    pub pool: &'a Pool,
     pub place: Place,
 }
 
@@ -156,7 +157,7 @@ impl Allocator {
     }
 
     /// Whether there is a pool to bounce through.
-    #[inline]
+    #[inline(always)]
     pub fn is_active(&self) -> bool {
         self.pools.len() > 0 && !self.closed.load(Ordering::Acquire)
     }
@@ -206,7 +207,7 @@ impl Allocator {
     }
 
     /// The pool with a number.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn pool(&self, index: usize) -> Option<&Arc<Pool>> {
         self.pools.get(index)
     }
@@ -226,17 +227,17 @@ impl Allocator {
     }
 
     /// Takes slots: the worker's own area first, in every pool; then the next
-    /// area. [`Error::Full`] only after every area of every pool. Where pools
+    /// area. `None` only after every area of every pool. Where pools
     /// are added for devices that reach no other, those above `limit` are left
     /// alone.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn take(
         &self,
         hint: usize,
         placement: &Placement,
         mut head: Head,
         limit: u64,
-    ) -> Result<Taken, Error> {
+    ) -> Option<Taken<'_>> {
         let mut step = 0;
         loop {
             let mut areas_left = false;
@@ -253,18 +254,20 @@ impl Allocator {
                 // while a pool is being closed the others may serve
                 if let Ok(Some(place)) = pool.take(turn, placement, self.settings.policy, head) {
                     self.hiwater.add(placement.slots);
-                    return Ok(Taken { pool: index, place });
+                    return Some(Taken { index, pool, place });
                 }
             }
             if !areas_left {
-                return Err(self.full(placement.slots));
+                return None;
             }
             step += 1;
         }
     }
 
+    /// Why there are no slots: [`Error::Full`], or [`Error::NoPool`] after a
+    /// teardown.
     #[cold]
-    fn full(&self, wanted_slots: u32) -> Error {
+    pub(crate) fn full(&self, wanted_slots: u32) -> Error {
         let runs = self.pools().map(|(_, pool)| pool.longest_free_run());
         if !self.is_active() {
             return Error::NoPool;

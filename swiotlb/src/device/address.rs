@@ -1,8 +1,8 @@
 //! Mappings that are known by their address alone, as a driver's are.
 
 use crate::constraints::SyncPolicy;
-use crate::device::lease::{Fresh, PoolRef};
 use crate::device::mapping::inside;
+use crate::device::slots::{PoolRef, Slots};
 use crate::device::{Attrs, Device, Lease};
 use crate::direction::{Direction, SyncFor};
 use crate::error::Error;
@@ -83,10 +83,10 @@ impl Device {
         let (skipped, head) = claimed?;
         let mut place = pool.place_of(slot_of(offset));
         place.slot -= skipped;
-        let mut lease = self.lease_of(reference, place, &head, address, direction);
+        let lease = self.lease_of(reference, place, &head, address, direction);
         match attrs.skip_cpu_sync {
             true => Ok(()),
-            false => lease.copy_back_all(originals),
+            false => lease.end(originals),
         }
     }
 
@@ -147,16 +147,7 @@ impl Device {
             return None;
         }
         let (pool, offset) = self.allocator().find_transient(self.number, bus)?;
-        Some((PoolRef::Transient(pool), offset))
-    }
-
-    /// The pool that is meant.
-    #[inline]
-    pub(super) fn pool_of<'a>(&'a self, reference: &'a PoolRef) -> Option<&'a Pool> {
-        Some(match reference {
-            PoolRef::Listed(index) => self.allocator().pool(*index)?,
-            PoolRef::Transient(pool) => pool,
-        })
+        Some((pool.into(), offset))
     }
 
     /// Counts a synchronisation or a statement beyond its mapping.
@@ -173,17 +164,16 @@ impl Device {
         dma: u64,
         direction: Direction,
     ) -> Lease<&Device> {
-        let fresh = Fresh {
-            pool,
+        let slots = Slots {
             place,
-            slots: u32::from(head.slots),
+            count: u32::from(head.slots),
             before: head.before,
             len: head.len,
             orig: head.orig,
             dma,
             direction,
         };
-        Lease::new(self, fresh)
+        Lease::new(self, pool, slots)
     }
 }
 

@@ -4,7 +4,7 @@ use std::ops::Deref;
 
 use vm_memory::VolatileSlice;
 
-use crate::device::lease::PoolRef;
+use crate::device::slots::PoolRef;
 use crate::device::worker::Asking;
 use crate::device::{Device, Lease, Worker};
 use crate::direction::Direction;
@@ -73,7 +73,8 @@ impl Worker {
             align: len.next_power_of_two(),
             warn: true,
         };
-        let lease = self.take(Arc::clone(self.device()), &asking, Reason::Coherent)?;
+        let (pool, slots) = self.take(&asking, Reason::Coherent)?;
+        let lease = Lease::new(Arc::clone(self.device()), pool, slots);
         if let Some(bytes) = lease.bytes() {
             segment::zero(&bytes);
         }
@@ -116,8 +117,8 @@ impl Device {
             Some(Ok(()))
         });
         freed.flatten().ok_or_else(not_mapped)??;
-        if let PoolRef::Transient(pool) = &reference {
-            self.allocator().end_transient(pool);
+        if let PoolRef::Transient(kept) = &reference {
+            self.allocator().end_transient(&kept.0);
         }
         Ok(())
     }

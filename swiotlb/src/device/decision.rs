@@ -57,7 +57,7 @@ pub(super) enum Decision {
 
 impl Device {
     /// Decides about a range, without looking for slots.
-    #[inline]
+    #[inline(always)]
     pub(super) fn decide(
         &self,
         address: u64,
@@ -77,11 +77,24 @@ impl Device {
         if attrs.mmio {
             return self.decide_mmio(address, len);
         }
-        let bus = self.allocator.space().bus(address)?;
+        let space = self.allocator.space();
+        let identity = space.is_identity();
+        let bus = if identity {
+            address
+        } else {
+            space.bus(address)?
+        };
         // outside its windows a device reaches nothing
         let reached = self.constraints.dma(bus, len);
         let reason = match reached {
-            Ok(dma) => self.reason(address, len, dma, direction, attrs)?,
+            Ok(dma) => {
+                // an original that is not there is an error, bounced or not
+                let straddles = !identity && space.straddles(address, len)?;
+                match self.force {
+                    true => Some(Reason::Forced),
+                    false => self.reason(address, len, dma, straddles, direction, attrs)?,
+                }
+            }
             Err(_) if self.force => Some(Reason::Forced),
             Err(_) => Some(Reason::OutOfReach),
         };
@@ -113,23 +126,20 @@ impl Device {
         Ok(Decision::Direct(address))
     }
 
-    /// The first reason to bounce a range that the device would see at `dma`.
-    #[inline]
+    /// The first reason but force to bounce a range that the device would see
+    /// at `dma`.
+    #[inline(always)]
     fn reason(
         &self,
         address: u64,
         len: u64,
         dma: u64,
+        straddles: bool,
         direction: Direction,
         attrs: &Attrs,
     ) -> Result<Option<Reason>, Error> {
         let device = &self.constraints;
-        let space = self.allocator.space();
-        // an original that is not there is an error, bounced or not
-        let straddles = space.straddles(address, len)?;
-        Ok(if self.force {
-            Some(Reason::Forced)
-        } else if !capable(dma, len, self.limit()) {
+        Ok(if !capable(dma, len, self.limit()) {
             Some(Reason::OutOfReach)
         } else if straddles {
             Some(Reason::Straddles)
@@ -159,7 +169,7 @@ impl Device {
 }
 
 /// Whether a range is made of whole `unit`s; any range is, of a unit of 0.
-#[inline]
+#[inline(always)]
 fn is_whole(address: u64, len: u64, unit: u32) -> bool {
     unit == 0 || (address | len) & (u64::from(unit) - 1) == 0
 }

@@ -4,17 +4,12 @@ use std::ops::Deref;
 
 use vm_memory::VolatileSlice;
 
-use crate::allocator::PadPolicy;
-use crate::constraints::Consumer;
 use crate::device::Device;
+use crate::device::slots::{PoolRef, Slots};
 use crate::direction::Direction;
-use crate::error::Error;
-use crate::originals::Originals;
+use crate::pool::Pool;
 use crate::pool::area::{AreaState, Owner};
-use crate::pool::{Place, Pool};
-use crate::segment::{self, Segment};
-use crate::sizing::SLOT_SIZE;
-use crate::sync::Arc;
+use crate::segment::Segment;
 
 /// A bounce buffer: slots of a pool that are freed when this is dropped, once
 /// and by whichever thread.
@@ -26,97 +21,60 @@ use crate::sync::Arc;
 pub struct Lease<H: Deref<Target = Device>> {
     device: H,
     pool: PoolRef,
-    place: Place,
-    /// Slots held.
-    slots: u32,
-    /// Bytes between the first slot's start and the data.
-    before: u32,
-    pub(super) len: u32,
-    pub(super) orig: u64,
-    pub(super) dma: u64,
-    pub(super) direction: Direction,
-    /// Bytes copied back for good, to be counted when the slots are freed.
-    pub(super) written: u64,
-    /// Whether dropping it frees the slots.
-    owned: bool,
-}
-
-/// How a lease finds its pool.
-#[derive(Clone, Debug)]
-pub(super) enum PoolRef {
-    /// By its number in the allocator, which outlives the lease.
-    Listed(usize),
-    /// By keeping it: a pool that serves one mapping.
-    Transient(Arc<Pool>),
-}
-
-/// Everything about freshly taken slots.
-pub(super) struct Fresh {
-    pub pool: PoolRef,
-    pub place: Place,
-    pub slots: u32,
-    pub before: u32,
-    pub len: u32,
-    pub orig: u64,
-    pub dma: u64,
-    pub direction: Direction,
+    /// None of them once they are somebody else's. That and no flag: a flag's
+    /// byte would be copied with the bytes beside it, for which a processor
+    /// waits.
+    pub(super) slots: Slots,
 }
 
 impl<H: Deref<Target = Device>> Lease<H> {
-    #[inline]
-    pub(super) fn new(device: H, fresh: Fresh) -> Self {
+    #[inline(always)]
+    pub(super) fn new(device: H, pool: PoolRef, slots: Slots) -> Self {
         Lease {
             device,
-            pool: fresh.pool,
-            place: fresh.place,
-            slots: fresh.slots,
-            before: fresh.before,
-            len: fresh.len,
-            orig: fresh.orig,
-            dma: fresh.dma,
-            direction: fresh.direction,
-            written: 0,
-            owned: true,
+            pool,
+            slots,
         }
     }
 
     /// The device that it was made for.
-    #[inline]
+    #[inline(always)]
     pub fn device(&self) -> &Device {
         &self.device
     }
 
     /// The address for the device.
-    #[inline]
+    #[inline(always)]
     pub fn dma_address(&self) -> u64 {
-        self.dma
+        self.slots.dma
     }
 
     /// The address of the original.
     pub fn original(&self) -> u64 {
-        self.orig
+        self.slots.orig
     }
 
     /// Bytes mapped.
-    #[inline]
+    #[inline(always)]
     #[expect(clippy::len_without_is_empty, reason = "a mapping is never empty")]
     pub fn len(&self) -> u64 {
-        u64::from(self.len)
+        u64::from(self.slots.len)
     }
 
     /// Its direction.
+    #[inline]
     pub fn direction(&self) -> Direction {
-        self.direction
+        self.slots.direction
     }
 
     /// Slots held, padding included.
     pub fn slots(&self) -> u32 {
-        self.slots
+        self.slots.count
     }
 
     /// The first slot held, padding included: its number in its pool.
     pub fn first_slot(&self) -> u32 {
-        self.place.slot
+        self.slots.place.slot
     }
 
     /// The mapping's bytes in this process: what an engine is given. Whoever
@@ -133,88 +91,27 @@ impl<H: Deref<Target = Device>> Lease<H> {
     }
 
     /// `len` bytes of the mapping, from `offset` on.
-    #[inline]
+    #[inline(always)]
     pub(super) fn part(&self, offset: u64, len: u64) -> Option<VolatileSlice<'_>> {
-        let skip = u64::from(self.before) + offset;
-        self.pool()?.bytes(self.place.slot, skip, len)
+        self.slots.part(self.pool()?, offset, len)
     }
 
-    /// All bytes held, padding included.
-    #[inline]
-    fn held(&self) -> Option<VolatileSlice<'_>> {
-        let len = u64::from(self.slots) * SLOT_SIZE;
-        self.pool()?.bytes(self.place.slot, 0, len)
-    }
-
-    #[inline]
+    #[inline(always)]
     pub(super) fn pool(&self) -> Option<&Pool> {
         self.device.pool_of(&self.pool)
     }
 
-    /// Ends the pool if it was made for this alone.
-    #[inline]
-    fn end_pool(&self) {
-        if let PoolRef::Transient(pool) = &self.pool {
-            self.device.allocator().end_transient(pool);
+    /// Zeroes what belongs to the slots and not to the mapping.
+    pub(super) fn pad(&self) {
+        if let Some(pool) = self.pool() {
+            self.slots.pad(&self.device, pool);
         }
     }
 
     /// Calls `f` with the area's state and the first slot's number there.
     #[inline]
     pub(super) fn with_area<R>(&self, f: impl FnOnce(&mut AreaState, u32) -> R) -> Option<R> {
-        self.pool()?.with(self.place, f)
-    }
-
-    /// Makes the buffer ready for the device: the bytes around the mapping
-    /// zeroed, the mapping filled as its consumer may see it.
-    #[inline]
-    pub(super) fn fill(&self, originals: &(impl Originals + ?Sized)) -> Result<(), Error> {
-        self.pad();
-        let Some(bytes) = self.bytes() else {
-            return Err(Error::OrigFault { offset: 0 });
-        };
-        let constraints = self.device.constraints();
-        if !constraints.fills(self.direction) {
-            // who states what it has written leaves the rest to nobody
-            if constraints.consumer != Consumer::Declaring {
-                segment::zero(&bytes);
-            }
-            return Ok(());
-        }
-        originals
-            .copy_in(self.orig, &bytes)
-            .map_err(|fault| Error::OrigFault {
-                offset: fault.offset,
-            })
-    }
-
-    /// Zeroes what belongs to the slots and not to the mapping.
-    #[inline]
-    pub(super) fn pad(&self) {
-        if self.device.allocator().settings().pad == PadPolicy::Trusted {
-            return;
-        }
-        let (Some(pool), slot) = (self.pool(), self.place.slot) else {
-            return;
-        };
-        let before = u64::from(self.before);
-        let end = before + self.len();
-        let after = u64::from(self.slots) * SLOT_SIZE - end;
-        for (skip, len) in [(0, before), (end, after)] {
-            if len > 0
-                && let Some(bytes) = pool.bytes(slot, skip, len)
-            {
-                segment::zero(&bytes);
-            }
-        }
-    }
-
-    /// Frees slots that no device has been told of; nothing is counted.
-    pub(super) fn cancel(mut self) {
-        self.owned = false;
-        self.device.allocator().hiwater().sub(self.slots);
-        self.with_area(|area, slot| area.cancel(slot));
-        self.end_pool();
+        self.pool()?.with(self.slots.place, f)
     }
 
     /// Leaves the slots to whoever names their address.
@@ -224,34 +121,37 @@ impl<H: Deref<Target = Device>> Lease<H> {
                 head.owner = Owner::Address;
             }
         });
-        self.owned = false;
-        self.dma
+        self.slots.count = 0;
+        self.slots.dma
     }
 
     /// Lets go of slots that somebody else owns.
     pub(super) fn forget(mut self) {
-        self.owned = false;
+        self.slots.count = 0;
+    }
+
+    /// Frees the slots, of which `written` bytes were copied back. The lease
+    /// holds nothing from then on.
+    #[inline(always)]
+    pub(super) fn free(&mut self, written: u64) {
+        let place = self.slots.place;
+        let count = std::mem::take(&mut self.slots.count);
+        match std::mem::take(&mut self.pool) {
+            PoolRef::Listed(index) => {
+                if let Some(pool) = self.device.allocator().pool(index) {
+                    self.device.free(pool, place, count, written);
+                }
+            }
+            PoolRef::Transient(kept) => self.device.free_kept(*kept, place, count, written),
+        }
     }
 }
 
 impl<H: Deref<Target = Device>> Drop for Lease<H> {
-    #[inline]
+    #[inline(always)]
     fn drop(&mut self) {
-        if !self.owned {
-            return;
+        if self.slots.count > 0 {
+            self.free(0);
         }
-        let allocator = self.device.allocator();
-        if allocator.settings().scrub_on_free
-            && let Some(held) = self.held()
-        {
-            segment::zero(&held);
-        }
-        // before the slots are free, or they might count twice
-        allocator.hiwater().sub(self.slots);
-        self.with_area(|area, slot| {
-            area.release(slot);
-            area.stats.bytes_out += self.written;
-        });
-        self.end_pool();
     }
 }

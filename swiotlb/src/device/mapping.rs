@@ -43,11 +43,11 @@ impl Direct {
 
 impl<H: Deref<Target = Device>> Mapping<H> {
     /// The address for the device.
-    #[inline]
+    #[inline(always)]
     pub fn dma_address(&self) -> u64 {
         match self {
             Mapping::Direct(direct) => direct.dma,
-            Mapping::Bounced(bounced) => bounced.lease.dma,
+            Mapping::Bounced(bounced) => bounced.lease.dma_address(),
         }
     }
 
@@ -64,7 +64,7 @@ impl<H: Deref<Target = Device>> Mapping<H> {
     pub fn direction(&self) -> Direction {
         match self {
             Mapping::Direct(direct) => direct.direction,
-            Mapping::Bounced(bounced) => bounced.lease.direction,
+            Mapping::Bounced(bounced) => bounced.lease.direction(),
         }
     }
 
@@ -98,7 +98,7 @@ impl<H: Deref<Target = Device>> Mapping<H> {
     ///
     /// # Errors
     /// As [`Bounced::unmap`].
-    #[inline]
+    #[inline(always)]
     pub fn unmap(self, originals: &(impl Originals + ?Sized)) -> Result<(), Error> {
         match self {
             Mapping::Direct(_) => Ok(()),
@@ -155,13 +155,13 @@ impl<H: Deref<Target = Device>> Bounced<H> {
         sync_for: SyncFor,
     ) -> Result<(), Error> {
         let lease = &self.lease;
-        let mapping = lease.dma..lease.dma + lease.len();
+        let mapping = lease.dma_address()..lease.dma_address() + lease.len();
         let policy = lease.device().constraints().sync_policy;
         let Some(range) = inside(&mapping, address, len, policy) else {
             lease.device().out_of_range();
             return Err(Error::OutOfRange { address, len });
         };
-        lease.sync_range(originals, range, lease.direction, sync_for)
+        lease.sync_range(originals, range, lease.direction(), sync_for)
     }
 
     /// Ends the mapping: what the device may have written is copied back,
@@ -169,9 +169,9 @@ impl<H: Deref<Target = Device>> Bounced<H> {
     ///
     /// # Errors
     /// [`Error::OrigFault`]; the slots are free even so.
-    #[inline]
-    pub fn unmap(mut self, originals: &(impl Originals + ?Sized)) -> Result<(), Error> {
-        self.lease.copy_back_all(originals)
+    #[inline(always)]
+    pub fn unmap(self, originals: &(impl Originals + ?Sized)) -> Result<(), Error> {
+        self.lease.end(originals)
     }
 
     /// Ends the mapping: these parts of it, offsets in bytes, are copied back,
@@ -180,31 +180,33 @@ impl<H: Deref<Target = Device>> Bounced<H> {
     /// # Errors
     /// [`Error::OutOfRange`] for a part outside the mapping, [`Error::OrigFault`];
     /// the slots are free even so. Nothing is copied of a part outside.
+    #[inline]
     pub fn unmap_written(
-        mut self,
+        self,
         originals: &(impl Originals + ?Sized),
         written: &[Range<u64>],
     ) -> Result<(), Error> {
-        let lease = &mut self.lease;
-        if let Some(bad) = written
-            .iter()
-            .find(|part| part.start > part.end || part.end > lease.len())
-        {
-            lease.device().out_of_range();
-            return Err(Error::OutOfRange {
-                address: lease.dma.saturating_add(bad.start),
-                len: bad.end.saturating_sub(bad.start),
-            });
+        let mut lease = self.lease;
+        // nothing is copied of any part if one of them is outside
+        for part in written {
+            if part.start > part.end || part.end > lease.len() {
+                lease.device().out_of_range();
+                return Err(Error::OutOfRange {
+                    address: lease.dma_address().saturating_add(part.start),
+                    len: part.end.saturating_sub(part.start),
+                });
+            }
         }
-        if !lease.direction.from_device() {
-            return Ok(());
+        let (mut result, mut copied) = (Ok(()), 0);
+        if lease.direction().from_device() {
+            for part in written.iter().filter(|part| !part.is_empty()) {
+                match lease.copy_back(originals, part) {
+                    Ok(()) => copied += part.end - part.start,
+                    Err(fault) => result = result.and(Err(fault)),
+                }
+            }
         }
-        let mut result = Ok(());
-        for part in written.iter().filter(|part| !part.is_empty()) {
-            let copied = lease.copy_back(originals, part);
-            lease.written += copied.as_ref().map_or(0, |()| part.end - part.start);
-            result = result.and(copied);
-        }
+        lease.free(copied);
         result
     }
 }
@@ -235,26 +237,26 @@ impl<H: Deref<Target = Device>> Lease<H> {
         Ok(())
     }
 
-    /// Copies all of it back, if its direction and its consumer want that.
-    #[inline]
-    pub(super) fn copy_back_all(
-        &mut self,
-        originals: &(impl Originals + ?Sized),
-    ) -> Result<(), Error> {
+    /// Frees the slots; before, copies all of it back, if its direction and its
+    /// consumer want that.
+    #[inline(always)]
+    pub(super) fn end(mut self, originals: &(impl Originals + ?Sized)) -> Result<(), Error> {
         let whole = match self.device().constraints().consumer {
             Consumer::Trusted => true,
             Consumer::Declaring => false,
             Consumer::Untrusted { copy_back_whole } => copy_back_whole,
         };
-        if !whole || !self.direction.from_device() {
+        if !whole || !self.direction().from_device() {
+            self.free(0);
             return Ok(());
         }
-        self.copy_back(originals, &(0..self.len()))?;
-        self.written = self.len();
-        Ok(())
+        let result = self.copy_back(originals, &(0..self.len()));
+        let written = if result.is_ok() { self.len() } else { 0 };
+        self.free(written);
+        result
     }
 
-    #[inline]
+    #[inline(always)]
     fn copy_back(
         &self,
         originals: &(impl Originals + ?Sized),
@@ -263,7 +265,7 @@ impl<H: Deref<Target = Device>> Lease<H> {
         let len = range.end - range.start;
         let bytes = self.part(range.start, len).ok_or(OrigFault { offset: 0 });
         bytes
-            .and_then(|bytes| originals.copy_back(self.orig + range.start, &bytes))
+            .and_then(|bytes| originals.copy_back(self.slots.orig + range.start, &bytes))
             .map_err(|fault| fault_at(range.start, fault))
     }
 
@@ -275,7 +277,7 @@ impl<H: Deref<Target = Device>> Lease<H> {
         let len = range.end - range.start;
         let bytes = self.part(range.start, len).ok_or(OrigFault { offset: 0 });
         bytes
-            .and_then(|bytes| originals.copy_in(self.orig + range.start, &bytes))
+            .and_then(|bytes| originals.copy_in(self.slots.orig + range.start, &bytes))
             .map_err(|fault| fault_at(range.start, fault))
     }
 }

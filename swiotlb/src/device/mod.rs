@@ -9,6 +9,7 @@ mod decision;
 mod lease;
 mod mapping;
 mod sg;
+mod slots;
 mod worker;
 
 use std::num::NonZeroU64;
@@ -36,6 +37,8 @@ pub struct Device {
     force: bool,
     /// Of every allocation, less one: granule and isolation.
     align_mask: u64,
+    /// Whether it takes slots wherever they are, as nearly all devices do.
+    unconstrained: bool,
     /// Its number, by which its transient pools are told from others'.
     number: u64,
     /// Whether it ever had a transient pool. Set before an address of one is
@@ -69,10 +72,14 @@ impl Device {
             true => u64::from(constraints.granule.max(1)) - 1,
             false => 0,
         };
+        let align_mask = granule | allocator.isolation_mask();
         Ok(Arc::new(Device {
             limit: AtomicU64::new(limit),
             force: constraints.force || allocator.forces(),
-            align_mask: granule | allocator.isolation_mask(),
+            unconstrained: align_mask == 0
+                && constraints.min_align_mask == 0
+                && constraints.seg_boundary == u64::MAX,
+            align_mask,
             direct: SlowMutex::default(),
             number: allocator.number_device(),
             had_transient: AtomicBool::new(false),

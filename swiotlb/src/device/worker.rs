@@ -6,7 +6,7 @@ use std::ops::Deref;
 
 use crate::constraints::capable;
 use crate::device::decision::Decision;
-use crate::device::lease::{Fresh, PoolRef};
+use crate::device::slots::{PoolRef, Slots};
 use crate::device::{Attrs, Bounced, Device, Direct, Lease, Mapping};
 use crate::direction::Direction;
 use crate::error::Error;
@@ -15,6 +15,7 @@ use crate::pool::Place;
 use crate::pool::area::{Head, Owner, Policy};
 use crate::pool::placement::{Asked, Placement};
 use crate::reason::Reason;
+use crate::sizing::SEGMENT_SIZE;
 use crate::sync::{Arc, AtomicU64, Ordering};
 
 /// Maps for a device, from one thread at a time.
@@ -44,8 +45,47 @@ pub(super) struct Asking {
     pub warn: bool,
 }
 
+/// Slots that were found.
+struct Found {
+    reference: PoolRef,
+    place: Place,
+    /// Bus address of the first one.
+    start: u64,
+}
+
+/// Slots on their way to a mapping.
+struct Unfilled<'a> {
+    device: &'a Device,
+    pool: PoolRef,
+    slots: Slots,
+}
+
+impl Unfilled<'_> {
+    #[inline(always)]
+    fn fill(&self, originals: &(impl Originals + ?Sized)) -> Result<(), Error> {
+        let pool = self.device.pool_of(&self.pool).ok_or(Error::NoPool)?;
+        self.slots.fill(self.device, pool, originals)
+    }
+
+    /// Leaves the slots to the mapping.
+    #[inline(always)]
+    fn filled(mut self) -> PoolRef {
+        let pool = std::mem::take(&mut self.pool);
+        std::mem::forget(self);
+        pool
+    }
+}
+
+impl Drop for Unfilled<'_> {
+    #[inline(always)]
+    fn drop(&mut self) {
+        let pool = std::mem::take(&mut self.pool);
+        self.device.cancel(pool, self.slots.place, self.slots.count);
+    }
+}
+
 impl Asking {
-    #[inline]
+    #[inline(always)]
     fn of(address: u64, len: u64, direction: Direction, attrs: &Attrs) -> Self {
         Asking {
             orig: Some(address),
@@ -83,7 +123,7 @@ impl Worker {
     /// [`Error::TooLarge`], [`Error::Unsatisfiable`], [`Error::Full`],
     /// [`Error::BounceUnreachable`] for the buffer; [`Error::OrigFault`] from
     /// the copy. Nothing is held after an error.
-    #[inline]
+    #[inline(always)]
     pub fn map(
         &self,
         originals: &(impl Originals + ?Sized),
@@ -136,15 +176,15 @@ impl Worker {
         if address.checked_add(len - 1).is_none() {
             return Err(Error::AddressOverflow { address, len });
         }
-        let device = Arc::clone(&self.device);
         self.trace(len, address);
         let asking = Asking::of(address, len, direction, attrs);
-        let lease = self.take(device, &asking, Reason::Forced)?;
+        let (pool, slots) = self.take(&asking, Reason::Forced)?;
+        let lease = Lease::new(Arc::clone(&self.device), pool, slots);
         lease.pad();
         Ok(lease)
     }
 
-    #[inline]
+    #[inline(always)]
     pub(super) fn map_with<H: Deref<Target = Device>>(
         &self,
         device: H,
@@ -168,24 +208,22 @@ impl Worker {
         };
         self.trace(len, dma);
         let asking = Asking::of(address, len, direction, attrs);
-        let lease = self.take(device, &asking, reason)?;
-        match lease.fill(originals) {
-            Ok(()) => Ok(Mapping::Bounced(Bounced { lease })),
-            Err(fault) => {
-                lease.cancel();
-                Err(fault)
-            }
-        }
+        let (pool, slots) = self.take(&asking, reason)?;
+        // freed again where the copy fails, or where it panics
+        let unfilled = Unfilled {
+            device: &self.device,
+            pool,
+            slots,
+        };
+        unfilled.fill(originals)?;
+        let pool = unfilled.filled();
+        let lease = Lease::new(device, pool, slots);
+        Ok(Mapping::Bounced(Bounced { lease }))
     }
 
     /// Takes slots and checks that the device reaches them.
-    #[inline]
-    pub(super) fn take<H: Deref<Target = Device>>(
-        &self,
-        device: H,
-        asking: &Asking,
-        reason: Reason,
-    ) -> Result<Lease<H>, Error> {
+    #[inline(always)]
+    pub(super) fn take(&self, asking: &Asking, reason: Reason) -> Result<(PoolRef, Slots), Error> {
         let constraints = self.device.constraints();
         let placement = self.device.placement(asking)?;
         let orig = asking.orig.unwrap_or(0);
@@ -202,67 +240,79 @@ impl Worker {
         };
         let allocator = self.device.allocator();
         let limit = self.device.limit();
-        let (reference, place) = match allocator.take(self.hint, &placement, head, limit) {
-            Ok(taken) => (PoolRef::Listed(taken.pool), taken.place),
-            Err(full @ Error::Full { .. }) => {
-                let transient = self.take_transient(&placement, head);
-                transient.ok_or_else(|| {
-                    allocator.refused_full(&full, asking.warn);
-                    full
-                })?
-            }
-            Err(error) => return Err(error),
-        };
-        let pool = self.device.pool_of(&reference).ok_or(Error::NoPool)?;
-        let bus = pool.bus_of(place.slot) + u64::from(placement.before);
-        let dma = constraints.dma(bus, asking.len);
-        let lease = Lease::new(
-            device,
-            Fresh {
-                pool: reference,
-                place,
-                slots: placement.slots,
-                before: placement.before,
-                len: head.len,
-                orig,
-                dma: dma.unwrap_or(bus),
-                direction: asking.direction,
+        let found = match allocator.take(self.hint, &placement, head, limit) {
+            Some(taken) => Found {
+                reference: PoolRef::Listed(taken.index),
+                place: taken.place,
+                start: taken.pool.bus_of(taken.place.slot),
             },
-        );
-        if dma.is_ok_and(|dma| capable(dma, asking.len, limit)) {
-            return Ok(lease);
+            None => self.take_transient(&placement, head, asking.warn)?,
+        };
+        let bus = found.start + u64::from(placement.before);
+        let dma = constraints.dma(bus, asking.len);
+        let reached = dma.is_ok_and(|dma| capable(dma, asking.len, limit));
+        if !reached {
+            let device = &self.device;
+            device.cancel(found.reference, found.place, placement.slots);
+            allocator.refusals().unreachable.add(1);
+            let address = bus;
+            return Err(Error::BounceUnreachable { address, limit });
         }
-        lease.cancel();
-        allocator.refusals().unreachable.add(1);
-        Err(Error::BounceUnreachable {
-            address: bus,
-            limit,
-        })
+        let slots = Slots {
+            place: found.place,
+            count: placement.slots,
+            before: placement.before,
+            len: head.len,
+            orig,
+            dma: dma.unwrap_or(bus),
+            direction: asking.direction,
+        };
+        Ok((found.reference, slots))
     }
 
-    /// Takes the slots of a pool that is made for them.
+    /// Takes the slots of a pool that is made for them, where the others have
+    /// none.
     #[cold]
-    fn take_transient(&self, placement: &Placement, head: Head) -> Option<(PoolRef, Place)> {
+    fn take_transient(
+        &self,
+        placement: &Placement,
+        head: Head,
+        warn: bool,
+    ) -> Result<Found, Error> {
         let device = &self.device;
         let allocator = device.allocator();
-        device.had_transient.store(true, Ordering::Release);
-        let pool = allocator.transient(device.number, placement, device.limit())?;
-        match pool.take(0, placement, Policy::LowestFirst, head) {
-            Ok(Some(place)) => {
-                allocator.hiwater().add(placement.slots);
-                Some((PoolRef::Transient(pool), place))
-            }
-            _ => {
-                allocator.end_transient(&pool);
-                None
-            }
+        let full = allocator.full(placement.slots);
+        if !matches!(full, Error::Full { .. }) {
+            return Err(full);
         }
+        device.had_transient.store(true, Ordering::Release);
+        let pool = allocator.transient(device.number, placement, device.limit());
+        if let Some(pool) = pool {
+            if let Ok(Some(place)) = pool.take(0, placement, Policy::LowestFirst, head) {
+                allocator.hiwater().add(placement.slots);
+                return Ok(Found {
+                    start: pool.bus_of(place.slot),
+                    reference: pool.into(),
+                    place,
+                });
+            }
+            allocator.end_transient(&pool);
+        }
+        allocator.refused_full(&full, warn);
+        Err(full)
     }
 
     /// The record of an attempt to bounce, with the address that the device
-    /// would have been given.
-    #[inline]
+    /// would have been given. Where nobody listens it costs one comparison.
+    #[inline(always)]
     fn trace(&self, size: u64, dma_addr: u64) {
+        if tracing::level_enabled!(tracing::Level::TRACE) {
+            self.trace_bounce(size, dma_addr);
+        }
+    }
+
+    #[cold]
+    fn trace_bounce(&self, size: u64, dma_addr: u64) {
         let constraints = self.device.constraints();
         tracing::trace!(
             target: "swiotlb",
@@ -278,8 +328,16 @@ impl Worker {
 
 impl Device {
     /// The slots that a range needs.
-    #[inline]
+    #[inline(always)]
     fn placement(&self, asking: &Asking) -> Result<Placement, Error> {
+        if self.unconstrained && asking.align == 1 && asking.len <= SEGMENT_SIZE {
+            return Ok(Placement::of_len(asking.len));
+        }
+        self.constrained_placement(asking)
+    }
+
+    #[inline(never)]
+    fn constrained_placement(&self, asking: &Asking) -> Result<Placement, Error> {
         if !asking.align.is_power_of_two() {
             return Err(Error::Invalid {
                 what: "the alignment of a mapping",

@@ -84,7 +84,7 @@ impl Bus {
     }
 
     /// The bus address of the byte at `offset` into the pool.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn at(&self, offset: u64) -> u64 {
         match self {
             Bus::Linear { base, .. } => base + offset,
@@ -96,7 +96,7 @@ impl Bus {
     }
 
     /// The offset into the pool of the byte at a bus address; `None` outside.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn offset(&self, bus: u64) -> Option<u64> {
         let offset = match self {
             Bus::Linear { base, .. } => bus.checked_sub(*base)?,
@@ -112,7 +112,7 @@ impl Bus {
     /// Which slots of the segment that starts with `slot` may be the first one
     /// of a request. Where the pool is not one piece, neither may the request
     /// cross from piece to piece.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn eligible(&self, slot: u32, placement: &Placement) -> u128 {
         match self {
             Bus::Linear { base, .. } => placement.eligible((base >> SLOT_SHIFT) + u64::from(slot)),

@@ -94,7 +94,7 @@ impl Pool {
 
     /// Looks for slots in one area, chosen by `turn`, of which the low bits
     /// count.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn take(
         &self,
         turn: usize,
@@ -127,7 +127,7 @@ impl Pool {
 
     /// Calls `f` with the state of the area of `place` and the slot's number in
     /// it. The one lock of an area that is held at a time.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn with<R>(
         &self,
         place: Place,
@@ -139,14 +139,14 @@ impl Pool {
     }
 
     /// The bytes of a pool's slots, from `skip` bytes into slot `slot` on.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn bytes(&self, slot: u32, skip: u64, len: u64) -> Option<VolatileSlice<'_>> {
         let offset = u64::from(slot) * SLOT_SIZE + skip;
         self.memory.slice(offset, len)
     }
 
     /// The bus address of a slot.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn bus_of(&self, slot: u32) -> u64 {
         self.bus.at(u64::from(slot) * SLOT_SIZE)
     }

@@ -11,7 +11,7 @@ const NO_WINDOW: u64 = (u64::MAX >> SLOT_SHIFT) + 1;
 /// The slots that a request needs, and which of them may be its first one.
 ///
 /// All addresses are those on the bus.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Placement {
     /// Slots, padding included; 1 to 128.
     pub slots: u32,
@@ -43,8 +43,21 @@ pub(crate) struct Asked {
 }
 
 impl Placement {
+    /// What [`Placement::of`] gives for `len` bytes, at most a segment, of a
+    /// device without constraints.
+    #[inline(always)]
+    pub(crate) fn of_len(len: u64) -> Self {
+        Placement {
+            slots: u32::try_from(len.div_ceil(SLOT_SIZE)).unwrap_or(SEGMENT_SLOTS),
+            before: 0,
+            // whole pages start at one
+            stride: u64::from(len >= 4096),
+            residue: 0,
+            window: NO_WINDOW,
+        }
+    }
+
     /// Works the request out.
-    #[inline]
     pub(crate) fn of(asked: &Asked) -> Result<Self, Error> {
         const OFFSET: u64 = SLOT_SIZE - 1;
         let &Asked {
@@ -94,7 +107,7 @@ impl Placement {
 
     /// Which slots of a segment may be the first one, where the segment's
     /// first slot has the number `first` on the bus and all follow it there.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn eligible(&self, first: u64) -> u128 {
         let to_residue = self.residue.wrapping_sub(first) & self.stride;
         let aligned = bits::every(self.stride, to_residue);
@@ -137,5 +150,28 @@ impl Placement {
     pub(crate) fn accepts(&self, slot: u64) -> bool {
         slot & self.stride == self.residue
             && (slot & (self.window - 1)) + u64::from(self.slots) <= self.window
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_length_alone_is_placed_as_without_constraints() {
+        for len in (1..=SEGMENT_SIZE)
+            .step_by(511)
+            .chain([2048, 4095, 4096, SEGMENT_SIZE])
+        {
+            let asked = Asked {
+                orig: Some(0x1234_5678),
+                len,
+                align_mask: 0,
+                min_align_mask: 0,
+                seg_boundary: u64::MAX,
+                max: SEGMENT_SIZE,
+            };
+            assert_eq!(Placement::of_len(len), Placement::of(&asked).unwrap());
+        }
     }
 }

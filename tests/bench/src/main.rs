@@ -1,0 +1,76 @@
+//! What `./bench` runs. Each bench is a subcommand and a module of its own;
+//! what they share is here: bursts that take turns ([`bursts`]), what is made
+//! of them ([`figures`]), and how it is shown ([`table`], [`report`]).
+//!
+//! Machines are noisy: a figure counts beside another one of the same run, as
+//! the median of ratios of neighbouring bursts. Nanoseconds are for
+//! orientation and never judged.
+
+mod bursts;
+mod figures;
+mod processors;
+mod report;
+mod swiotlb;
+mod table;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+/// Measures this project beside its peers.
+#[derive(Debug, Parser)]
+#[command(name = "./bench", bin_name = "./bench", disable_help_subcommand = true)]
+struct Cli {
+    #[command(subcommand)]
+    bench: Bench,
+}
+
+#[derive(Debug, Subcommand)]
+enum Bench {
+    /// The bounce buffers of the crate swiotlb, beside allocate-copy-free and memcpy
+    Swiotlb(swiotlb::Options),
+}
+
+/// What every bench takes.
+#[derive(Args, Clone, Debug)]
+pub struct Common {
+    /// Fails where a gate does not hold
+    #[arg(long)]
+    check: bool,
+    /// Also writes every figure to this file
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Bursts of each contender; the gates want at least 21
+    #[arg(long, value_name = "N", default_value_t = 21, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    bursts: u32,
+    /// Length of a burst, milliseconds
+    #[arg(long, value_name = "MS", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    burst: u32,
+}
+
+impl Common {
+    /// The gates are stated for a number of bursts.
+    fn validate(&self) -> anyhow::Result<()> {
+        anyhow::ensure!(
+            !self.check || self.bursts >= 21,
+            "--check wants --bursts of at least 21, not {}",
+            self.bursts
+        );
+        Ok(())
+    }
+}
+
+fn main() -> ExitCode {
+    let done = match Cli::parse().bench {
+        Bench::Swiotlb(options) => swiotlb::run(&options),
+    };
+    match done {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
