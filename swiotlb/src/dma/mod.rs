@@ -207,7 +207,9 @@ impl Dma {
                     }
                     let mut segments = Segments::new();
                     let keep = source.translate(range, access, &mut segments)?;
-                    self.counters.lookups.add(1);
+                    if self.kind == Kind::Translated {
+                        self.counters.lookups.add(1);
+                    }
                     if !need.scatter && segments.len() > 1 {
                         return Err(self.bounce(range, BounceReason::Straddles));
                     }
