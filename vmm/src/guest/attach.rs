@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use devices::virtio::{Interrupt, Transport, TransportOptions};
-use swiotlb::Counters;
+use swiotlb::{Counters, Kind};
 use xen::privcmd::{Ioeventfd, IoeventfdRequest};
 
 use super::config::{DeviceKey, DeviceSlot, EventMode, MmioWindow};
@@ -30,6 +30,7 @@ impl Service {
             base,
             irq,
             grants,
+            mapping,
             device,
         } = slot;
         let span = tracing::info_span!("device", id = %id);
@@ -41,10 +42,10 @@ impl Service {
             irq,
             grants,
             plain: !grants || self.config.allow_foreign_with_grants,
-            mapping: DeviceMemory::KIND,
+            mapping,
             irqfd: matches!(line, Line::Irqfd { .. }),
         };
-        let (memory, counters) = self.memory_of(grants);
+        let (memory, counters) = self.memory_of(grants, mapping.kind());
         let failed = |what| {
             let device = id.clone();
             move |source| GuestError::Device {
@@ -171,7 +172,7 @@ impl Service {
         }
     }
 
-    fn memory_of(&self, grants: bool) -> (DeviceMemory, Arc<Counters>) {
+    fn memory_of(&self, grants: bool, kind: Kind) -> (DeviceMemory, Arc<Counters>) {
         let ram = || Arc::clone(&self.means.ram);
         let memory = match grants {
             false => DeviceMemory::plain(ram()),
@@ -180,6 +181,7 @@ impl Service {
                 DeviceMemory::granted(self.means.gntdev.clone(), self.config.domid, plain)
             }
         };
+        let memory = memory.of_kind(kind);
         let counters = Arc::clone(memory.counters());
         (memory, counters)
     }
