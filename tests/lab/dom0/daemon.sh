@@ -29,6 +29,13 @@ daemon_stop() {
 }
 daemon_gone() { ! grep -q '^State:.[^ZX]' "/proc/$DAEMON/status" 2>/dev/null; }
 
+# status_value FIELD [ARGUMENT…]: FIELD of the only device that `xen-dm status ARGUMENT…` tells of.
+status_value() {
+  field=$1
+  shift
+  /lab/xen-dm status --json "$@" | sed -nE "s/^ *\"$field\": \"?([^\"]*[^\",])\"?,?\$/\1/p"
+}
+
 # What the daemon holds of Xen's: open descriptors, and mappings of guest memory.
 daemon_descriptors() { find "/proc/$DAEMON/fd" -mindepth 1 | wc -l; }
 daemon_resident() { awk '$1 == "VmRSS:" { print $2 }' "/proc/$DAEMON/status"; } # KiB
