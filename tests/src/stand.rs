@@ -11,7 +11,8 @@ use tempfile::TempDir;
 use vmm::demo::guest::hal::enter;
 use vmm::demo::guest::{Addresses, Disk, DriverMemory, Pattern, Registers};
 use vmm::guest::{
-    DeviceKey, DeviceSlot, EventMode, Guest, GuestConfig, GuestEvent, MmioWindow, SLOT_SIZE,
+    DeviceKey, DeviceSlot, EventMode, Guest, GuestConfig, GuestEvent, Mapping, MmioWindow,
+    SLOT_SIZE,
 };
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use xen::Host;
@@ -231,6 +232,7 @@ pub fn slot(place: &Place, device: Box<dyn Device>) -> DeviceSlot {
         base: place.base,
         irq: place.irq,
         grants: place.addresses == Addresses::Grants,
+        mapping: Mapping::of_a_dom_u(),
         device,
     }
 }

@@ -161,6 +161,12 @@ struct RunArgs {
     /// Devices without grants= have the guest use grants.
     #[arg(long)]
     grants: bool,
+    /// Whether the guest is mapped 1:1, as Xen makes it with `direct-map` in
+    /// its device tree. Without it, what the configuration says counts, then
+    /// the toolstack's word in /libxl/N/xen-dm/features, else that it is not.
+    #[arg(long, value_name = "BOOL", require_equals = true, num_args = 0..=1,
+          default_missing_value = "true")]
+    direct_mapped: Option<bool>,
     #[command(flatten)]
     serve: ServeArgs,
 }
@@ -192,7 +198,7 @@ fn run_one(args: RunArgs) -> Exit {
         grants: args.grants,
     };
     let devices = args.disk.into_iter().chain(args.device).collect();
-    match run::scope(DomId(args.domid), devices, places) {
+    match run::scope(DomId(args.domid), devices, places, args.direct_mapped) {
         Ok(scope) => serve(args.serve, scope),
         Err(error) => complain(&error, Exit::Failed),
     }
@@ -356,6 +362,25 @@ mod tests {
         assert_eq!((args.domid, args.disk.len(), args.device.len()), (5, 2, 1));
         assert_eq!((args.mmio, args.irq, args.grants), (0x0200_0400, 33, true));
         assert_eq!(args.device[0].mmio, Some(0x0a00_0000));
+    }
+
+    #[test]
+    fn run_is_told_whether_the_guest_is_direct_mapped() {
+        let told = |word: Option<&str>| {
+            let words = ["xen-dm", "run", "--domid", "5"].into_iter().chain(word);
+            let cli = Cli::try_parse_from(words).map_err(|error| error.to_string())?;
+            let Command::Run(args) = cli.command else {
+                panic!("{:?}", cli.command)
+            };
+            Ok::<_, String>(args.direct_mapped)
+        };
+
+        assert_eq!(told(None), Ok(None));
+        assert_eq!(told(Some("--direct-mapped")), Ok(Some(true)));
+        assert_eq!(told(Some("--direct-mapped=true")), Ok(Some(true)));
+        assert_eq!(told(Some("--direct-mapped=false")), Ok(Some(false)));
+        let refused = told(Some("--direct-mapped=1")).unwrap_err();
+        assert!(refused.contains("'1'"), "{refused}");
     }
 
     #[test]

@@ -9,7 +9,7 @@ use devices::blk::BlkConfig;
 use devices::registry::DeviceConfig;
 use vmm::check::{FILES_OF_DEVICE, FILES_OF_GUEST};
 use vmm::demo::guest::{Addresses, Disk, DriverMemory, Registers, hal};
-use vmm::guest::{DeviceKey, DeviceSlot, Guest, GuestConfig};
+use vmm::guest::{DeviceKey, DeviceSlot, Guest, GuestConfig, Mapping};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use xen::Host;
 use xen::fake::{DomainConfig, GuestHeap, Machine};
@@ -41,6 +41,7 @@ fn guests_and_devices_take_no_more_descriptors_than_check_reckons_with() {
             base,
             irq: 33,
             grants: true,
+            mapping: Mapping::of_a_dom_u(),
             device: spec.unwrap().open().unwrap(),
         })
         .unwrap();

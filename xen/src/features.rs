@@ -1,13 +1,15 @@
 //! Feature words: what Xen promises a domain about its environment.
 //!
-//! Read once at start, by the control thread. A device model can read its own
-//! domain's word only; a guest's has to come from elsewhere.
+//! Read by the control thread. A device model can ask Xen for its own domain's
+//! word only; a guest's has to come from elsewhere.
 
 use std::fmt;
 use std::io;
 use std::path::Path;
 
 use bitflags::bitflags;
+
+use crate::xenstore::NodeValue;
 
 /// Where Linux shows this domain's word, in hexadecimal.
 pub const SYSFS_PATH: &str = "/sys/hypervisor/properties/features";
@@ -104,6 +106,15 @@ impl FeatureWord {
             let detail = format!("{}: {:?} is no feature word", path.display(), text.trim());
             io::Error::new(io::ErrorKind::InvalidData, detail)
         })
+    }
+}
+
+/// A node that holds a word, in hexadecimal whether or not with `0x`.
+impl NodeValue for FeatureWord {
+    const EXPECTED: &'static str = "a feature word in hexadecimal, such as 00066005";
+
+    fn parse(text: &str) -> Option<Self> {
+        FeatureWord::parse(text)
     }
 }
 

@@ -8,6 +8,7 @@
 mod foreign;
 mod generation;
 mod grant;
+mod window;
 
 use std::io;
 
@@ -17,6 +18,7 @@ use vm_memory::VolatileSlice;
 pub use foreign::ForeignRam;
 pub use generation::{Generation, Slices};
 pub use grant::{GrantAddress, GrantError, GrantRange};
+pub use window::Window;
 
 use crate::domid::DomId;
 use crate::gntdev::GrantMapping;
@@ -67,13 +69,23 @@ pub enum Error {
         /// Why.
         source: privcmd::Error,
     },
+    /// This process has no addresses left for the guest's memory.
+    #[error("domain {dom}: {bytes} bytes of addresses for its memory could not be reserved")]
+    Reserve {
+        /// The guest.
+        dom: DomId,
+        /// How many.
+        bytes: u64,
+        /// Why not.
+        source: io::Error,
+    },
 }
 
 impl Error {
     /// Whether the guest is to blame: it named memory that it does not have.
     #[must_use]
     pub fn is_guests_fault(&self) -> bool {
-        !matches!(self, Error::Map { .. })
+        !matches!(self, Error::Map { .. } | Error::Reserve { .. })
     }
 }
 

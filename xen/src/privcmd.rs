@@ -22,6 +22,7 @@ use crate::fake;
 use crate::features::FeatureWord;
 use crate::sys::mapping::Mapping;
 use crate::sys::privcmd::PrivcmdFile;
+use crate::sys::reservation::Reservation;
 
 /// What is said when the kernel forbids a hypercall or a domain.
 const RESTRICTED: &str = "this privcmd is restricted (IOCTL_PRIVCMD_RESTRICT, or, outside dom0, \
@@ -194,21 +195,41 @@ impl Privcmd {
     pub fn map_foreign(&self, dom: DomId, gfns: &[u64], write: bool) -> Result<ForeignPages> {
         let mut errors = vec![0; gfns.len()];
         let mapping = on_file!(self, file => file.mmap_batch(dom, gfns, &mut errors, write))
-            .map_err(|e| {
-                let first = gfns.first().copied().unwrap_or_default();
-                Error::new(
-                    "IOCTL_PRIVCMD_MMAPBATCH_V2",
-                    format_args!("domain {dom}, {} frames from {first:#x}", gfns.len()),
-                    e,
-                )
-            })?;
+            .map_err(|e| batch_error(dom, gfns, e))?;
         Ok(ForeignPages::new(mapping, errors))
+    }
+
+    /// As [`Privcmd::map_foreign`], writable and to place `at` of a
+    /// reservation. Gives the negative errno of each page, or 0.
+    ///
+    /// # Errors
+    /// As [`Privcmd::map_foreign`]; nothing is mapped there then.
+    pub(crate) fn map_foreign_into(
+        &self,
+        dom: DomId,
+        gfns: &[u64],
+        into: &Reservation,
+        at: usize,
+    ) -> Result<Vec<i32>> {
+        let mut errors = vec![0; gfns.len()];
+        on_file!(self, file => file.mmap_batch_into(dom, gfns, &mut errors, into, at))
+            .map_err(|e| batch_error(dom, gfns, e))?;
+        Ok(errors)
     }
 
     /// One device-model operation, raw; [`dm_op`](crate::dm_op) types them.
     pub(crate) fn dm_op_raw(&self, dom: DomId, bufs: &mut [&mut [u8]]) -> io::Result<()> {
         on_file!(self, file => file.dm_op(dom, bufs))
     }
+}
+
+fn batch_error(dom: DomId, gfns: &[u64], error: io::Error) -> Error {
+    let first = gfns.first().copied().unwrap_or_default();
+    Error::new(
+        "IOCTL_PRIVCMD_MMAPBATCH_V2",
+        format_args!("domain {dom}, {} frames from {first:#x}", gfns.len()),
+        error,
+    )
 }
 
 #[cfg(test)]

@@ -19,6 +19,8 @@ pub mod mapping;
 pub(crate) mod memfd;
 #[allow(unsafe_code)]
 pub(crate) mod privcmd;
+#[allow(unsafe_code)]
+pub(crate) mod reservation;
 
 /// Borrows the descriptor of a type that only knows its number, such as
 /// vmm-sys-util's `EventFd`.

@@ -210,6 +210,53 @@ fn a_generation_outlives_its_end() {
 }
 
 #[test]
+fn a_window_shows_the_guests_memory_in_one_piece() {
+    let target = Target::get();
+    let privcmd = target.host.open_privcmd().unwrap();
+    let ram = ForeignRam::new(&privcmd, target.dom).unwrap();
+    // behind the image, and over a border of two chunks
+    let (first, len) = ((RAM + 0x201) << 12, 4 << 20);
+    let window = ram.reach(first, len).unwrap();
+    let whole = window.slice(first, len).unwrap();
+    for at in [0, len / 2, len - 4096] {
+        let address = first + at as u64;
+        let page = window.slice(address, 4096).unwrap();
+        let (base, place) = (whole.ptr_guard_mut(), page.ptr_guard_mut());
+        assert_eq!(place.as_ptr().addr() - base.as_ptr().addr(), at);
+        let (mut in_window, mut by_itself) = (vec![0; 4096], vec![0; 4096]);
+        page.copy_to(&mut in_window);
+        let range = ram.map_range(address, 4096, false).unwrap();
+        range.volatile().copy_to(&mut by_itself);
+        assert_eq!(in_window, by_itself);
+    }
+}
+
+#[test]
+fn a_window_outlives_its_end_and_shows_no_memory_that_is_not_there() {
+    /// Neither RAM nor anything of Xen's.
+    const VOID: u64 = 0x1_0000;
+    let target = Target::get();
+    let privcmd = target.host.open_privcmd().unwrap();
+    let ram = ForeignRam::new(&privcmd, target.dom).unwrap();
+    let address = (RAM + 0x201) << 12;
+    let old = ram.reach(address, 64).unwrap();
+    // what was tried and taken back can be tried again
+    for _ in 0..3 {
+        let error = ram.reach(VOID << 12, 64).unwrap_err();
+        assert!(error.to_string().contains("0x10000"), "{error}");
+    }
+    assert!(ram.reach(HOLE << 12, 64).is_err());
+    ram.invalidate();
+    let mut bytes = [0; 64];
+    old.slice(address, 64).unwrap().copy_to(&mut bytes);
+    drop(old);
+    let new = ram.reach(address, 64).unwrap();
+    let mut again = [0; 64];
+    new.slice(address, 64).unwrap().copy_to(&mut again);
+    assert_eq!(bytes, again);
+}
+
+#[test]
 fn memory_that_is_not_there_is_an_error_that_names_its_frame() {
     let target = Target::get();
     let privcmd = target.host.open_privcmd().unwrap();

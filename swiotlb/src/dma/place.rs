@@ -157,12 +157,12 @@ impl Dma {
             };
             return Ok((Found::Granted(grant), reason));
         }
-        let one_piece = self.kind == Kind::OneToOne;
         let source = super::plain(&mut self.plain, range)?;
         let pinnable = source.pinnable();
         let mut segments = Segments::new();
         let keep = source.translate(range, access, &mut segments)?;
-        if !one_piece {
+        // of a guest mapped 1:1 it is the address plus a constant
+        if self.kind == Kind::Translated {
             self.counters.lookups.add(1);
         }
         let reason = if need.pinned && !pinnable {

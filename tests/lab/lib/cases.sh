@@ -4,10 +4,11 @@
 #   # xen: lab|debian        (optional) which hypervisor, instead of the lab's
 #   # cpus: N                (optional) processors of the machine, all of them dom0's too, instead of one
 #   # memory: MIB            (optional) the machine's memory, instead of 2048
+#   # machine: direct-mapped (optional) Xen starts a second domain beside dom0 (machine.sh)
 #   # seconds: N             how long the case may take inside dom0; "soak" in it is LAB_SOAK_SECONDS
 #   # needs: FILE            (optional) it is left out where the project has no such file
 #   # extra: yes             (optional) not one of "all"
-# Cases with the same kernel, xen, cpus and memory share a boot.
+# Cases with the same kernel, xen, cpus, memory and machine share a boot.
 
 KERNELS=(lab debian)
 XENS=(lab debian)
@@ -20,13 +21,14 @@ case_seconds() { # the bound; an arithmetic expression in the header
   local soak=$LAB_SOAK_SECONDS
   echo $(($(case_header "$1" seconds)))
 }
-case_boot() { # "KERNEL XEN CPUS MEMORY": the machine that a case runs on
-  local kernel xen cpus memory
+case_boot() { # "KERNEL XEN CPUS MEMORY MACHINE": what a case runs on
+  local kernel xen cpus memory machine
   kernel=$(case_header "$1" kernel)
   xen=$(case_header "$1" xen)
   cpus=$(case_header "$1" cpus)
   memory=$(case_header "$1" memory)
-  echo "$kernel ${xen:-lab} ${cpus:-1} ${memory:-2048}"
+  machine=$(case_header "$1" machine)
+  echo "$kernel ${xen:-lab} ${cpus:-1} ${memory:-2048} ${machine:-plain}"
 }
 case_boots() { # CASE…: the different machines, the one of most cases first
   local name

@@ -3,10 +3,11 @@
 # modules where there are any, and what changes from run to run (scripts, cases, xen-dm, the guest).
 
 # make_initrd DIRECTORY: sets INITRD, made in DIRECTORY. need_userland, need_programs and need_kernel come
-# first; XEN_DM names the arm64 binary, SUITE the test program or nothing.
+# first; XEN_DM names the arm64 binary, SUITE the test program or nothing. GUEST_INITRD is the guests'.
 make_initrd() {
   local root=$1/dom0 guest=$1/guest
   INITRD=$1/dom0.cpio
+  GUEST_INITRD=$1/guest.cpio
   mkdir -p "$guest"/{bin,proc,sys,dev,tmp,mnt,lab} "$root"/lab/guest
   cp "$BUSYBOX" "$guest/bin/busybox"
   ln -s busybox "$guest/bin/sh"
@@ -21,7 +22,8 @@ make_initrd() {
   install -m 755 "$XEN_DM" "$root/lab/xen-dm"
   [ -z "$SUITE" ] || install -m 755 "$SUITE" "$root/lab/suite"
   cp "$KERNEL_IMAGE" "$root/lab/guest/Image"
-  { cpio_of "$guest" && add_modules; } >"$root/lab/guest/initrd"
+  { cpio_of "$guest" && add_modules; } >"$GUEST_INITRD"
+  cp "$GUEST_INITRD" "$root/lab/guest/initrd"
   { cat "$USERLAND_DOM0" && add_modules && cpio_of "$root"; } >"$INITRD"
   rm -rf "$root" "$guest"
 }

@@ -8,10 +8,11 @@ KERNEL_ADDRESS=50000000 # Debian's kernel takes 36 MiB; QEMU keeps its own devic
 INITRD_ADDRESS=58000000
 DOM0_MEMORY=768M
 
-# machine_command DIRECTORY INITRD CPUS MEMORY DOM0-ARGUMENTS: writes the device tree into DIRECTORY and
-# sets MACHINE_COMMAND, for XEN_IMAGE and KERNEL_IMAGE. What is missing is the console: -serial.
+# machine_command DIRECTORY INITRD CPUS MEMORY MACHINE DOM0-ARGUMENTS: writes the device tree into DIRECTORY and
+# sets MACHINE_COMMAND, for XEN_IMAGE and KERNEL_IMAGE. What is missing is the console: -serial. MACHINE is plain,
+# or direct-mapped: Xen starts a second domain beside dom0 (below).
 machine_command() {
-  local tree=$1/machine.dtb initrd=$2 cpus=$3 board arguments=$5
+  local tree=$1/machine.dtb initrd=$2 cpus=$3 board arguments=$6
   board=("${MACHINE_BOARD[@]}" -smp "$3" -m "$4")
   qemu-system-aarch64 -machine "$MACHINE,dumpdtb=$tree" "${board[@]}" >"$1/dumpdtb.log" 2>&1 ||
     die "qemu-system-aarch64 could not write its device tree: $(cat "$1/dumpdtb.log")"
@@ -28,10 +29,43 @@ machine_command() {
     -no-reboot -kernel "$XEN_IMAGE" -dtb "$tree"
     -device "loader,file=$KERNEL_IMAGE,addr=0x$KERNEL_ADDRESS,force-raw=on"
     -device "loader,file=$initrd,addr=0x$INITRD_ADDRESS,force-raw=on")
+  [ "$5" != direct-mapped ] || machine_direct_mapped "$1" "$tree"
 }
 
-machine_module() { # TREE ADDRESS FILE COMPATIBLE
-  local node=/chosen/module@$2
+# A domain that Xen makes at its start, with the machine's own addresses (docs/misc/arm/device-tree/booting.txt:
+# direct-map), 256 MiB at 2 GiB. Its kernel is dom0's, its initrd the guests', its case the one that is named like
+# the machine. It is there before any device model, so its driver has to come later; and it has no xenstore, whose
+# page init-dom0less could put nowhere (GUEST_MAGIC_BASE is no address of such a domain's).
+GUEST_KERNEL_ADDRESS=60000000
+GUEST_INITRD_ADDRESS=68000000
+GUEST_TREE_ADDRESS=6f000000
+machine_direct_mapped() { # DIRECTORY TREE
+  local tree=$2 node=/chosen/domU1 partial=$1/direct-mapped.dtb file
+  dtc -q -O dtb -o "$partial" "$LAB_RESOURCES/direct-mapped.dts" || die "direct-mapped.dts could not be compiled"
+  fdtput -c "$tree" "$node"
+  fdtput -t s "$tree" "$node" compatible xen,domain
+  fdtput -t x "$tree" "$node" '#address-cells' 2
+  fdtput -t x "$tree" "$node" '#size-cells' 2
+  fdtput -t x "$tree" "$node" cpus 1
+  fdtput -t x "$tree" "$node" memory 0 40000 # KiB
+  fdtput -t x "$tree" "$node" xen,static-mem 0 80000000 0 10000000
+  fdtput "$tree" "$node" direct-map
+  fdtput -t x "$tree" "$node" nr_spis 20 # without it the guest has its UART's interrupt alone
+  fdtput "$tree" "$node" vpl011
+  fdtput -t s "$tree" "$node" xen,enhanced no-xenstore # the hypervisor's node, and with it the feature word
+  machine_module "$tree" "$GUEST_KERNEL_ADDRESS" "$KERNEL_IMAGE" multiboot,kernel "$node"
+  fdtput -t s "$tree" "$node/module@$GUEST_KERNEL_ADDRESS" bootargs \
+    "console=ttyAMA0 loglevel=4 rdinit=/init lab.case=direct-mapped lab.name=direct-mapped lab.modules=later"
+  machine_module "$tree" "$GUEST_INITRD_ADDRESS" "$GUEST_INITRD" multiboot,ramdisk "$node"
+  machine_module "$tree" "$GUEST_TREE_ADDRESS" "$partial" multiboot,device-tree "$node"
+  for file in "$KERNEL_IMAGE=$GUEST_KERNEL_ADDRESS" "$GUEST_INITRD=$GUEST_INITRD_ADDRESS" \
+    "$partial=$GUEST_TREE_ADDRESS"; do
+    MACHINE_COMMAND+=(-device "loader,file=${file%=*},addr=0x${file##*=},force-raw=on")
+  done
+}
+
+machine_module() { # TREE ADDRESS FILE COMPATIBLE [DOMAIN]
+  local node=${5:-/chosen}/module@$2
   fdtput -c "$1" "$node"
   fdtput -t s "$1" "$node" compatible "$4" multiboot,module
   fdtput -t x "$1" "$node" reg 0 "$2" 0 "$(printf %x "$(stat -L -c %s "$3")")"

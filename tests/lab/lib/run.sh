@@ -34,18 +34,19 @@ run_cases() {
     for name; do [ "$(case_boot "$name")" != "$machine" ] || wanted+=("$name"); done
     # A case that takes the whole machine down must not take the others with it: they get another boot.
     while [ ${#wanted[@]} -gt 0 ]; do
-      # shellcheck disable=SC2086 # its four words
+      # shellcheck disable=SC2086 # its five words
       boot $machine "${wanted[@]}"
       wanted=("${NOT_RUN[@]}")
     done
   done
 }
 
-# boot KERNEL XEN CPUS MEMORY CASE…: one boot. Sets NOT_RUN to the cases that had no turn because the machine
+# boot KERNEL XEN CPUS MEMORY MACHINE CASE…: one boot. Sets NOT_RUN to the cases that had no turn because the machine
 # ended early.
 boot() {
-  local kernel=$1 xen=$2 cpus=$3 memory=$4 joined log line='' piece output qemu status word name rest current='' limit
-  shift 4
+  local kernel=$1 xen=$2 cpus=$3 memory=$4 board=$5 joined log line='' piece output qemu status word name rest
+  local current='' limit
+  shift 5
   NOT_RUN=("$@")
   joined=$*
   need_xen "$xen"
@@ -53,8 +54,8 @@ boot() {
   make_initrd "$TEMPORARY"
   mkdir -p "$LAB_CACHE/logs"
   log=$LAB_CACHE/logs/run-$kernel-$(date +%Y%m%d-%H%M%S)-$$.log
-  machine_command "$TEMPORARY" "$INITRD" "$cpus" "$memory" "lab.soak=$LAB_SOAK_SECONDS lab.cases=${joined// /,}"
-  say "booting: Xen ($xen), dom0 ($kernel kernel), $cpus processor(s), $memory MiB; for $# case(s)"
+  machine_command "$TEMPORARY" "$INITRD" "$cpus" "$memory" "$board" "lab.soak=$LAB_SOAK_SECONDS lab.cases=${joined// /,}"
+  say "booting: Xen ($xen), dom0 ($kernel kernel), $cpus processor(s), $memory MiB, $board; for $# case(s)"
   mkfifo "$TEMPORARY/console"
   "${MACHINE_COMMAND[@]}" -serial stdio </dev/null >"$TEMPORARY/console" 2>&1 &
   qemu=$!
@@ -170,7 +171,7 @@ lab_shell() {
   SUITE=
   temporary_directory
   make_initrd "$TEMPORARY"
-  machine_command "$TEMPORARY" "$INITRD" 1 2048 "lab.soak=$LAB_SOAK_SECONDS"
+  machine_command "$TEMPORARY" "$INITRD" 1 2048 plain "lab.soak=$LAB_SOAK_SECONDS"
   say "booting; Ctrl-a x ends the emulator, Ctrl-a c is its own command line"
   "${MACHINE_COMMAND[@]}" -serial mon:stdio
 }

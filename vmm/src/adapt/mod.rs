@@ -18,7 +18,7 @@ use xen::memory::MappedRange;
 pub(crate) use descriptor::borrow;
 pub use grants::GrantMemory;
 pub use interrupt::Line;
-pub use plain::ForeignMemory;
+pub use plain::{ForeignMemory, OneToOneMemory};
 pub use provider::DeviceMemory;
 
 /// A mapped part of a ring, foreign or granted.

@@ -9,12 +9,13 @@ use xen::DomId;
 use xen::gntdev::Gntdev;
 use xen::memory::ForeignRam;
 
-use super::{ForeignMemory, GrantMemory};
+use super::{ForeignMemory, GrantMemory, OneToOneMemory};
 use crate::guest::DataPath;
 
 /// Opens data paths for the queues of one device.
 #[derive(Debug)]
 pub struct DeviceMemory {
+    kind: Kind,
     plain: Option<Arc<ForeignRam>>,
     grants: Option<(Gntdev, DomId)>,
     counters: Arc<Counters>,
@@ -23,10 +24,6 @@ pub struct DeviceMemory {
 }
 
 impl DeviceMemory {
-    /// How addresses become this process's: its mappings of a guest's memory
-    /// are never 1:1, whatever the guest's feature word says.
-    pub const KIND: Kind = Kind::Translated;
-
     /// For a device whose driver hands out guest-physical addresses.
     #[must_use]
     pub fn plain(ram: Arc<ForeignRam>) -> Self {
@@ -38,6 +35,7 @@ impl DeviceMemory {
 
     fn none() -> Self {
         DeviceMemory {
+            kind: Kind::Translated,
             plain: None,
             grants: None,
             counters: Arc::default(),
@@ -73,6 +71,12 @@ impl DeviceMemory {
         &self.policy
     }
 
+    /// For a guest of a kind of mapping; Translated if nothing is said.
+    #[must_use]
+    pub fn of_kind(self, kind: Kind) -> Self {
+        DeviceMemory { kind, ..self }
+    }
+
     /// What all data paths opened here count.
     #[must_use]
     pub fn counters(&self) -> &Arc<Counters> {
@@ -82,15 +86,17 @@ impl DeviceMemory {
 
 impl DmaProvider for DeviceMemory {
     fn open(&self) -> Result<Dma, DeviceError> {
-        let plain = self
-            .plain
-            .as_ref()
-            .map(|ram| Box::new(ForeignMemory::new(Arc::clone(ram))) as Box<dyn Translation>);
+        let plain = self.plain.as_ref().map(|ram| match self.kind {
+            Kind::OneToOne => {
+                Box::new(OneToOneMemory::new(Arc::clone(ram))) as Box<dyn Translation>
+            }
+            Kind::Translated | Kind::Disabled => Box::new(ForeignMemory::new(Arc::clone(ram))),
+        });
         let grants = self.grants.as_ref().map(|(gntdev, domid)| {
             Box::new(GrantMemory::new(gntdev.clone(), *domid)) as Box<dyn Grants>
         });
         Ok(
-            Dma::new(Self::KIND, plain, grants, Arc::clone(&self.counters))
+            Dma::new(self.kind, plain, grants, Arc::clone(&self.counters))
                 .with_pool(self.pool.clone(), Arc::clone(&self.policy)),
         )
     }

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use devices::virtio::{DmaProvider, Interrupt};
 use swiotlb::range::GRANT_BIT;
 use swiotlb::{
-    Access, CopyBytes, Dma, Fault, GrantAddress, GrantCopy, Grants, Job, Need, Range, Segments,
-    Transfer, Translation,
+    Access, CopyBytes, Dma, Fault, GrantAddress, GrantCopy, Grants, Job, Kind, Need, Range,
+    Segments, Transfer, Translation,
 };
 use xen::Host;
 use xen::fake::{Call, Domain, DomainConfig, Machine, MachineConfig, PrivcmdEventfd, Target};
@@ -113,6 +113,52 @@ fn plain_ranges_are_cut_at_chunks_and_keep_their_memory() {
     assert_eq!((mapped, kept), (1024, 1024));
     assert_eq!(bench.mapped().0, 0, "the last request has let go of it");
     assert!(!memory.pinnable());
+}
+
+#[test]
+fn ranges_of_a_direct_mapped_guest_are_one_segment_and_keep_their_memory() {
+    let bench = Bench::new();
+    let ram = bench.ram();
+    let mut memory = OneToOneMemory::new(ram.clone());
+    let at = RAM + CHUNK - 16;
+    let mut segments = Segments::new();
+
+    let keep = memory
+        .translate(range(at, 32), Access::Write, &mut segments)
+        .unwrap();
+    memory
+        .translate(range(RAM, 1), Access::Read, &mut segments)
+        .unwrap();
+    ram.invalidate();
+    let kept = bench.mapped().0;
+    drop(keep);
+
+    let [both, first] = segments.as_slice() else {
+        panic!("{segments:?}")
+    };
+    assert_eq!(both.len(), 32);
+    assert_eq!((both.address() - first.address()) as u64, at - RAM);
+    assert_eq!((kept, bench.mapped().0), (1024, 0));
+    assert!(!memory.pinnable());
+}
+
+#[test]
+fn ranges_of_a_direct_mapped_guest_that_are_not_there_name_the_frame() {
+    let bench = Bench::with(DomainConfig::with_memory(8 << 20).hole(0x40003, 1));
+    let mut memory = OneToOneMemory::new(bench.ram());
+    let mut fault = |address, len| {
+        let mut segments = Segments::new();
+        memory
+            .translate(range(address, len), Access::Read, &mut segments)
+            .err()
+            .unwrap()
+    };
+
+    let hole = fault(RAM + 2 * PAGE, 8192);
+    let above = fault(1 << 40, 4);
+
+    assert!(matches!(hole, Fault::NoTranslation { frame: 0x40003, .. }));
+    assert!(matches!(above, Fault::NoTranslation { frame, .. } if frame == 1 << 28));
 }
 
 #[test]
@@ -342,6 +388,23 @@ fn a_device_reaches_what_its_kind_may_and_nothing_else() {
     });
 
     assert_eq!(reached, [(true, false), (false, true), (true, true)]);
+}
+
+#[test]
+fn a_kind_decides_whether_ranges_are_looked_up() {
+    let bench = Bench::new();
+    let looked_up = |kind| {
+        let provider = DeviceMemory::plain(bench.ram()).of_kind(kind);
+        let mut dma = provider.open().unwrap();
+        assert!(reaches(&mut dma, RAM));
+        let counted = provider.counters().snapshot();
+        (dma.kind(), counted.direct, counted.lookups)
+    };
+
+    let (translated, one_to_one) = (looked_up(Kind::Translated), looked_up(Kind::OneToOne));
+
+    assert_eq!(translated, (Kind::Translated, 1, 1));
+    assert_eq!(one_to_one, (Kind::OneToOne, 1, 0));
 }
 
 #[test]

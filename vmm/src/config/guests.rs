@@ -32,6 +32,11 @@ pub struct GuestOverrides {
     pub swiotlb: Option<PoolOptions>,
     /// In place of [`super::Config::granted_data`].
     pub granted_data: Option<GrantedData>,
+    /// Whether the guest is mapped 1:1 (Xen's `direct-map`). Without it, the
+    /// toolstack's node counts
+    /// ([`toolstack_word_node`](crate::discovery::toolstack_word_node)), else
+    /// it is not.
+    pub direct_mapped: Option<bool>,
     /// Under the disk's name (`xvda`), its number (`51712`), or `*`.
     disk: BTreeMap<String, DiskOverrides>,
     /// What is behind the devices of `virtio = [ ... ]`: under the device's

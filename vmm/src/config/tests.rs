@@ -255,6 +255,21 @@ fn a_uuid_goes_before_a_name_and_a_name_before_patterns() {
 }
 
 #[test]
+fn a_guest_is_said_to_be_direct_mapped_or_not_or_nothing_is_said() {
+    let config =
+        parsed("[guest.a]\ndirect-mapped = true\n[guest.b]\ndirect-mapped = false\n[guest.c]\n");
+    let said = ["a", "b", "c"].map(|name| config.guest(name, None).direct_mapped);
+
+    let word = refused("[guest.a]\ndirect-mapped = \"yes\"\n");
+
+    assert_eq!(said, [Some(true), Some(false), None]);
+    assert!(
+        word.contains("line 2, key guest.a.direct-mapped") && word.contains("yes"),
+        "{word}"
+    );
+}
+
+#[test]
 fn patterns_match_whole_names() {
     let config = parsed("[guest.\"a*b?c\"]\nevents = \"plain\"\n");
     let matches = |name| config.guest(name, None).events.is_some();

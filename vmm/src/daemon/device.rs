@@ -2,13 +2,14 @@
 
 use devices::blk::ImageError;
 use devices::registry::OpenError;
+use xen::DomId;
 use xen::xenstore::{Error as XenstoreError, XenbusState};
 
 use super::error::AttachError;
 use super::served::{FileId, Phase, ServedDevice};
 use super::{AT_ONCE, Daemon, RETRY};
-use crate::discovery::{self, DomainInfo, Life, Place, Seen};
-use crate::guest::{DeviceSlot, GuestError};
+use crate::discovery::{self, DomainInfo, Life, NodeError, Place, Seen};
+use crate::guest::{DeviceSlot, GuestError, Mapping, Said};
 use crate::logs::report;
 use crate::spec::{self, SlotSpec};
 use crate::state::StateError;
@@ -111,6 +112,7 @@ impl Daemon {
 
     fn attach(&mut self, place: &Place, info: &DomainInfo, wish: Wish) -> Result<(), AttachError> {
         let Wish { spec, state } = wish;
+        let mapping = self.mapping_of(place.domid, info)?;
         let device = match spec.device.clone().open() {
             Err(OpenError::Blk(ImageError::InUse { path })) => {
                 return Err(match self.user_of(&spec) {
@@ -125,6 +127,7 @@ impl Daemon {
             base: spec.base,
             irq: spec.irq,
             grants: spec.grants,
+            mapping,
             device,
         };
         let served = self.serve_guest(place.domid, info)?;
@@ -138,6 +141,8 @@ impl Daemon {
             base = format_args!("{:#x}", spec.base),
             irq = spec.irq,
             grants = spec.grants,
+            mapping = %mapping.kind(),
+            mapping_source = %mapping,
             "serving a device"
         );
         if let Some(state) = state
@@ -157,6 +162,30 @@ impl Daemon {
         // the toolstack start the guest
         self.tell(place, XenbusState::InitWait)?;
         Ok(())
+    }
+
+    /// The kind of a guest's mapping: read for each device, as what a
+    /// configuration says is for devices to come.
+    fn mapping_of(&self, domid: DomId, info: &DomainInfo) -> Result<Mapping, AttachError> {
+        let section = self.options.config.guest(&info.name, info.uuid.as_deref());
+        let configured = self.served.direct_mapped.or(section.direct_mapped);
+        let word = |node: String| match discovery::read_word(&self.store, &node) {
+            Err(error) if discovery::is_about_nodes(&error) => Err(NodeError::from(error).into()),
+            other => other.map_err(AttachError::Xenstore),
+        };
+        let said = Said {
+            configured,
+            toolstack: match configured {
+                Some(_) => None,
+                None => word(discovery::toolstack_word_node(domid))?,
+            },
+            guest: word(discovery::guest_word_node(domid))?,
+        };
+        let mapping = Mapping::decide(domid, said)?;
+        if mapping.is_contradictory() {
+            tracing::warn!(kind = %mapping.kind(), "{mapping}");
+        }
+        Ok(mapping)
     }
 
     /// Whether xenstore knows nothing of a device.

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use devices::blk::ImageError;
 use devices::registry::OpenError;
+use swiotlb::features::FeatureError;
 use thiserror::Error;
 use xen::{DomId, xenstore};
 
@@ -108,6 +109,9 @@ pub(super) enum AttachError {
     /// Its ioreq server cannot be recorded.
     #[error(transparent)]
     State(#[from] StateError),
+    /// The guest's kind of mapping cannot be told.
+    #[error(transparent)]
+    Features(#[from] FeatureError),
     /// No descriptor for its events.
     #[error("no event file for the guest")]
     System(#[source] io::Error),

@@ -22,6 +22,8 @@ pub enum Scope {
         domid: DomId,
         /// Its devices; if there are none, those that xenstore has.
         devices: Vec<SlotSpec>,
+        /// Whether it is mapped 1:1, in place of what the configuration says.
+        direct_mapped: Option<bool>,
     },
 }
 
@@ -32,14 +34,22 @@ pub(super) struct Served {
     pub one: Option<DomId>,
     /// Devices that xenstore knows nothing of.
     pub given: BTreeMap<Place, SlotSpec>,
+    /// Whether the only guest is mapped 1:1, if that was said.
+    pub direct_mapped: Option<bool>,
 }
 
 impl Served {
     pub(super) fn new(scope: &Scope) -> Served {
-        let Scope::One { domid, devices } = scope else {
+        let Scope::One {
+            domid,
+            devices,
+            direct_mapped,
+        } = scope
+        else {
             return Served {
                 one: None,
                 given: BTreeMap::new(),
+                direct_mapped: None,
             };
         };
         let given = (0..).zip(devices).map(|(number, spec)| {
@@ -49,6 +59,7 @@ impl Served {
         Served {
             one: Some(*domid),
             given: given.collect(),
+            direct_mapped: *direct_mapped,
         }
     }
 

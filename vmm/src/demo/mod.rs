@@ -20,7 +20,9 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use xen::Host;
 use xen::fake::{Domain, DomainConfig, GuestHeap, Machine};
 
-use crate::guest::{DeviceKey, DeviceSlot, DeviceStats, Guest, GuestConfig, MmioWindow, SLOT_SIZE};
+use crate::guest::{
+    DeviceKey, DeviceSlot, DeviceStats, Guest, GuestConfig, Mapping, MmioWindow, SLOT_SIZE,
+};
 use guest::{Addresses, DriverMemory, within};
 use workload::{Report, Workload};
 
@@ -78,6 +80,7 @@ fn demonstrate(out: &mut dyn Write, size: usize) -> anyhow::Result<()> {
             base: MmioWindow::ARM.base + u64::from(number) * SLOT_SIZE,
             irq: SPI + number,
             grants: addresses == Addresses::Grants,
+            mapping: Mapping::of_a_dom_u(),
             device: DeviceSpec::Blk(BlkConfig::new(&path).validate()?).open()?,
         };
         writeln!(out, "{id} through {name}, registers at {:#x}", slot.base)?;

@@ -8,6 +8,7 @@
 mod backend;
 mod disk;
 mod domain;
+mod features;
 mod model;
 mod node;
 mod place;
@@ -20,6 +21,7 @@ pub use backend::{
 };
 pub use disk::DiskNode;
 pub use domain::{DomainInfo, is_alive, own_domain, read_domain};
+pub use features::{guest_word_node, read_word, toolstack_word_node};
 pub use model::{clear_running, write_running};
 pub use node::{Announced, DeviceNode};
 pub use place::{Place, Root, Touched};
@@ -77,7 +79,7 @@ pub(crate) fn is_refused(error: &XenstoreError) -> bool {
 
 /// Whether an error says something about nodes, in contrast to the
 /// connection or the moment.
-fn is_about_nodes(error: &XenstoreError) -> bool {
+pub(crate) fn is_about_nodes(error: &XenstoreError) -> bool {
     match error {
         XenstoreError::Missing { .. } | XenstoreError::Value { .. } | XenstoreError::Path(_) => {
             true

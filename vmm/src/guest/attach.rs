@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use devices::virtio::{Interrupt, Transport, TransportOptions};
+use swiotlb::Kind;
 use xen::privcmd::{Ioeventfd, IoeventfdRequest};
 
 use super::config::{DeviceKey, DeviceSlot, EventMode, MmioWindow};
@@ -29,6 +30,7 @@ impl Service {
             base,
             irq,
             grants,
+            mapping,
             device,
         } = slot;
         let span = tracing::info_span!("device", id = %id);
@@ -40,11 +42,11 @@ impl Service {
             irq,
             grants,
             plain: !grants || self.config.allow_foreign_with_grants,
-            mapping: DeviceMemory::KIND,
+            mapping,
             irqfd: matches!(line, Line::Irqfd { .. }),
             data: self.config.data,
         };
-        let memory = self.memory_of(grants);
+        let memory = self.memory_of(grants, mapping.kind());
         let (counters, policy) = (Arc::clone(memory.counters()), Arc::clone(memory.policy()));
         let failed = |what| {
             let device = id.clone();
@@ -173,7 +175,7 @@ impl Service {
         }
     }
 
-    fn memory_of(&self, grants: bool) -> DeviceMemory {
+    fn memory_of(&self, grants: bool, kind: Kind) -> DeviceMemory {
         let ram = || Arc::clone(&self.means.ram);
         let memory = match grants {
             false => DeviceMemory::plain(ram()),
@@ -182,7 +184,7 @@ impl Service {
                 DeviceMemory::granted(self.means.gntdev.clone(), self.config.domid, plain)
             }
         };
-        memory.with_data_path(&self.config.data)
+        memory.of_kind(kind).with_data_path(&self.config.data)
     }
 
     fn ioeventfds(

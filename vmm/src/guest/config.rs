@@ -8,6 +8,8 @@ use std::time::Duration;
 use swiotlb::GrantMode;
 use xen::DomId;
 
+use super::mapping::Mapping;
+
 /// Bytes between the register windows of two devices (`VIRTIO_MMIO_DEV_SIZE`,
 /// `tools/libs/light/libxl_arm.c`).
 pub const SLOT_SIZE: u64 = 0x200;
@@ -115,6 +117,8 @@ pub struct DeviceSlot {
     pub irq: u32,
     /// `grant_usage`: offer ACCESS_PLATFORM and insist on it.
     pub grants: bool,
+    /// How its plain addresses relate to the machine's.
+    pub mapping: Mapping,
     /// The device.
     pub device: Box<dyn devices::virtio::Device>,
 }
@@ -126,6 +130,7 @@ impl fmt::Debug for DeviceSlot {
             .field("base", &format_args!("{:#x}", self.base))
             .field("irq", &self.irq)
             .field("grants", &self.grants)
+            .field("mapping", &self.mapping.kind())
             .finish_non_exhaustive()
     }
 }

@@ -20,6 +20,7 @@ mod attach;
 mod config;
 mod error;
 mod event;
+mod mapping;
 mod service;
 mod slot;
 mod stats;
@@ -42,6 +43,7 @@ use xen::{DomId, Host};
 pub use config::{DataPath, DeviceKey, DeviceSlot, EventMode, GuestConfig, MmioWindow, SLOT_SIZE};
 pub use error::GuestError;
 pub use event::GuestEvent;
+pub use mapping::{Mapping, Said};
 pub use stats::{DeviceStats, GuestStats, QueueCounts, Wiring};
 
 use event::Outbox;

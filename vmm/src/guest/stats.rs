@@ -1,8 +1,9 @@
 //! What a guest's thread counts.
 
-use swiotlb::{CountersSnapshot, GrantPolicySnapshot, Kind};
+use swiotlb::{CountersSnapshot, GrantPolicySnapshot};
 
 use super::config::{DataPath, DeviceKey};
+use super::mapping::Mapping;
 
 /// Counters of a guest at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -36,8 +37,8 @@ pub struct Wiring {
     pub grants: bool,
     /// Plain addresses are taken.
     pub plain: bool,
-    /// How addresses become this process's.
-    pub mapping: Kind,
+    /// How plain addresses relate to the machine's.
+    pub mapping: Mapping,
     /// The kernel raises its interrupt.
     pub irqfd: bool,
     /// How its data is reached where there is a choice.

@@ -180,6 +180,7 @@ fn device(number: u32, probe: &Arc<Probe>) -> DeviceSlot {
         base: WINDOW.base + u64::from(number) * SLOT_SIZE,
         irq: 33 + number,
         grants: false,
+        mapping: Mapping::of_a_dom_u(),
         device: Box::new(Odd(probe.clone())),
     }
 }

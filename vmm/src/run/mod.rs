@@ -49,11 +49,17 @@ pub struct NoPlace {
 }
 
 /// What is to be served: `devices`, or, if there are none, what xenstore has
-/// for guest `domid`.
+/// for guest `domid`. Whether the guest is mapped 1:1 is left to its
+/// configuration unless `direct_mapped` says so.
 ///
 /// # Errors
 /// [`NoPlace`]: addresses or interrupts run out.
-pub fn scope(domid: DomId, devices: Vec<DeviceArgument>, places: Places) -> Result<Scope, NoPlace> {
+pub fn scope(
+    domid: DomId,
+    devices: Vec<DeviceArgument>,
+    places: Places,
+    direct_mapped: Option<bool>,
+) -> Result<Scope, NoPlace> {
     let Places { mmio, irq, grants } = places;
     let mut next = Some((mmio, irq));
     let mut specs = Vec::new();
@@ -77,6 +83,7 @@ pub fn scope(domid: DomId, devices: Vec<DeviceArgument>, places: Places) -> Resu
     Ok(Scope::One {
         domid,
         devices: specs,
+        direct_mapped,
     })
 }
 
@@ -86,7 +93,7 @@ mod tests {
 
     fn places(devices: &[&str], places: Places) -> Result<Vec<(u64, u32, bool)>, NoPlace> {
         let devices = devices.iter().map(|text| text.parse().unwrap()).collect();
-        let Scope::One { domid, devices } = scope(DomId(5), devices, places)? else {
+        let Scope::One { domid, devices, .. } = scope(DomId(5), devices, places, None)? else {
             panic!("not one guest")
         };
         assert_eq!(domid, DomId(5));

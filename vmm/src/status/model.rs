@@ -12,10 +12,6 @@ pub use data::{Dma, GrantedData, GrantedSize};
 
 use crate::guest::{DeviceStats, GuestStats, QueueCounts};
 
-/// Where the kind of mapping is known from: see `DeviceMemory::KIND`.
-const MAPPING_SOURCE: &str = "this process maps the guest's memory piece by piece, whatever the \
-     guest's own feature word says";
-
 /// All that a daemon tells.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
@@ -174,9 +170,9 @@ pub struct DeviceStatus {
     pub kicks_by: KicksBy,
     /// Which addresses it takes.
     pub addresses: Addresses,
-    /// How its addresses become ours: `OneToOne`, `Translated`, `Disabled`.
+    /// How its addresses relate to the machine's: `OneToOne` or `Translated`.
     pub mapping: String,
-    /// Where that is known from.
+    /// Where that is known from, in words.
     pub mapping_source: String,
     /// How often its driver came up.
     pub driver_starts: u64,
@@ -292,8 +288,8 @@ impl From<&DeviceStats> for DeviceStatus {
                 (true, true) => Addresses::GrantsAndPlain,
                 (false, _) => Addresses::Plain,
             },
-            mapping: wiring.mapping.to_string(),
-            mapping_source: MAPPING_SOURCE.to_owned(),
+            mapping: wiring.mapping.kind().to_string(),
+            mapping_source: wiring.mapping.to_string(),
             driver_starts: 0,
             failures: 0,
             kicks: sum(|queue| queue.kicks),

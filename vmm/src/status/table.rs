@@ -152,6 +152,10 @@ fn detail(device: &DeviceStatus, out: &mut impl Write) -> io::Result<()> {
         "    at {:#x}, interrupt {}, features {}",
         device.base, device.irq, device.features
     )?;
+    let mapping = format!("{}: {}", device.mapping, device.mapping_source);
+    for line in wrap(&printable(&mapping), WIDTH - 4) {
+        writeln!(out, "    {line}")?;
+    }
     let trouble = [
         ("broken", device.failures),
         ("lost interrupts", device.interrupts_lost),

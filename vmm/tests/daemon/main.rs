@@ -7,6 +7,7 @@ mod changes;
 mod errors;
 mod leaving;
 mod life;
+mod mapping;
 mod reload;
 mod run;
 mod status;

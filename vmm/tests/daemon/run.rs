@@ -23,7 +23,7 @@ const ELSEWHERE: Spot = Spot {
 fn options(bench: &Bench, domid: DomId, devices: &[&str]) -> Options {
     let devices = devices.iter().map(|text| text.parse().unwrap()).collect();
     Options {
-        scope: scope(domid, devices, Places::default()).unwrap(),
+        scope: scope(domid, devices, Places::default(), None).unwrap(),
         ..bench.options("")
     }
 }

@@ -300,7 +300,7 @@ fn the_process_of_one_guest_has_a_socket_of_its_own() {
     let domid = guest.id();
     let image = bench.image("given.img", 1 << 20);
     let devices = vec![format!("blk,path={image}").parse().unwrap()];
-    let scope: Scope = vmm::run::scope(domid, devices, vmm::run::Places::default()).unwrap();
+    let scope: Scope = vmm::run::scope(domid, devices, vmm::run::Places::default(), None).unwrap();
     let options = Options {
         scope,
         ..bench.options("")

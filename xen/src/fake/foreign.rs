@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -16,6 +17,7 @@ use super::ioreq::Page;
 use super::state::{Inner, World};
 use crate::abi::PAGE_SIZE;
 use crate::sys::memfd::memfd;
+use crate::sys::reservation::Reservation;
 use crate::{DomId, Mapping};
 
 /// What a range of this process's memory is.
@@ -41,8 +43,7 @@ pub(super) struct Regions(BTreeMap<usize, Entry>);
 impl Regions {
     /// Notes a range. What is noted of the same addresses is stale: the
     /// kernel gave them out again before the earlier owner could say so.
-    pub(super) fn insert(&mut self, id: u64, mapping: &Mapping, region: Region) {
-        let (start, len) = (mapping.address(), mapping.len());
+    pub(super) fn insert(&mut self, id: u64, start: usize, len: usize, region: Region) {
         let stale: Vec<usize> = self.overlapping(start, len).map(|(at, _)| at).collect();
         for at in stale {
             self.0.remove(&at);
@@ -137,45 +138,94 @@ pub(super) fn map_batch(
     errors: &mut [i32],
     write: bool,
 ) -> io::Result<Mapping> {
-    let errors = errors.get_mut(..gfns.len()).ok_or(Errno(libc::EFAULT))?;
-    if gfns.is_empty() {
-        return Err(Errno(libc::EINVAL).into());
+    let batch = Batch::take(inner, dom, gfns, errors)?;
+    let mapped = Mapping::of_pages(batch.file.as_fd(), &batch.offsets, write);
+    register(inner, mapped, Region::Foreign, batch.release())
+}
+
+/// As [`map_batch`], to place `at` of a reservation.
+pub(super) fn map_batch_into(
+    inner: &Arc<Inner>,
+    dom: DomId,
+    gfns: &[u64],
+    errors: &mut [i32],
+    into: &Reservation,
+    at: usize,
+) -> io::Result<()> {
+    let batch = Batch::take(inner, dom, gfns, errors)?;
+    if batch.pages == 0 {
+        return Ok(());
     }
-    let (file, offsets, pages) = inner.with(|world| {
-        let offsets: Vec<Option<u64>> = gfns
-            .iter()
-            .zip(&mut *errors)
-            .map(|(gfn, error)| match world.foreign_page(dom, *gfn) {
-                Ok(offset) => {
-                    *error = 0;
-                    Some(offset)
-                }
-                Err(errno) => {
-                    *error = errno.negative();
-                    None
-                }
-            })
-            .collect();
-        let pages = offsets.iter().flatten().count() as u64;
-        let file = world.domains.get_mut(&dom).map(|domain| {
-            domain.foreign_pages += pages;
-            domain.ram.file()
-        });
-        (file, offsets, pages)
-    });
-    let file = match file {
-        Some(file) => file,
-        // No domain, no page: nothing of the file will be mapped.
-        None => Arc::new(memfd(0)?),
-    };
-    let mapped = Mapping::of_pages(file.as_fd(), &offsets, write);
-    let release = move |world: &mut World| {
-        if let Some(domain) = world.domains.get_mut(&dom) {
-            domain.foreign_pages -= pages;
+    let (start, len) = (into.place(at, 0)?.addr(), gfns.len() * PAGE_SIZE);
+    let mapped = into.map_pages(at, batch.file.as_fd(), &batch.offsets);
+    let release = batch.release();
+    if let Err(error) = mapped {
+        inner.with(release);
+        return Err(error);
+    }
+    into.on_drop(note(inner, (start, len), Region::Foreign, release));
+    Ok(())
+}
+
+/// Frames that are being mapped, counted as their domain's.
+struct Batch {
+    dom: DomId,
+    file: Arc<File>,
+    offsets: Vec<Option<u64>>,
+    pages: u64,
+}
+
+impl Batch {
+    fn take(inner: &Arc<Inner>, dom: DomId, gfns: &[u64], errors: &mut [i32]) -> io::Result<Batch> {
+        let errors = errors.get_mut(..gfns.len()).ok_or(Errno(libc::EFAULT))?;
+        if gfns.is_empty() {
+            return Err(Errno(libc::EINVAL).into());
         }
-        world.reap(dom);
-    };
-    register(inner, mapped, Region::Foreign, release)
+        let (file, offsets, pages) = inner.with(|world| {
+            let offsets: Vec<Option<u64>> = gfns
+                .iter()
+                .zip(&mut *errors)
+                .map(|(gfn, error)| match world.foreign_page(dom, *gfn) {
+                    Ok(offset) => {
+                        *error = 0;
+                        Some(offset)
+                    }
+                    Err(errno) => {
+                        *error = errno.negative();
+                        None
+                    }
+                })
+                .collect();
+            let pages = offsets.iter().flatten().count() as u64;
+            let file = world.domains.get_mut(&dom).map(|domain| {
+                domain.foreign_pages += pages;
+                domain.ram.file()
+            });
+            (file, offsets, pages)
+        });
+        let file = match file {
+            Some(file) => file,
+            // No domain, no page: nothing of the file will be mapped.
+            None => Arc::new(memfd(0)?),
+        };
+        Ok(Batch {
+            dom,
+            file,
+            offsets,
+            pages,
+        })
+    }
+
+    /// Takes them off the count.
+    fn release(self) -> impl FnOnce(&mut World) + Send + Sync + 'static {
+        let Batch { dom, pages, .. } = self;
+        move |world| {
+            if let Some(domain) = world.domains.get_mut(&dom) {
+                domain.foreign_pages -= pages;
+            }
+            world.reap(dom);
+        }
+    }
 }
 
 /// Maps pages of Xen's own that belong to a domain
@@ -220,19 +270,29 @@ pub(super) fn register(
             return Err(error);
         }
     };
-    let start = mapping.address();
+    let range = (mapping.address(), mapping.len());
+    Ok(mapping.on_drop(note(inner, range, region, release)))
+}
+
+/// Notes a range; the result forgets it and releases what it held.
+fn note(
+    inner: &Arc<Inner>,
+    (start, len): (usize, usize),
+    region: Region,
+    release: impl FnOnce(&mut World) + Send + Sync + 'static,
+) -> Box<dyn FnOnce() + Send + Sync> {
     let id = inner.with(|world| {
         let id = world.fresh_id();
-        world.regions.insert(id, &mapping, region);
+        world.regions.insert(id, start, len, region);
         id
     });
     let inner = Arc::clone(inner);
-    Ok(mapping.on_drop(Box::new(move || {
+    Box::new(move || {
         inner.with(|world| {
             world.regions.remove(id, start);
             release(world);
         });
-    })))
+    })
 }
 
 impl World {

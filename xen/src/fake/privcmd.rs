@@ -13,6 +13,7 @@ use super::foreign;
 use super::irqfd::Irqfds;
 use super::state::{Inner, World};
 use crate::privcmd::IoeventfdRequest;
+use crate::sys::reservation::Reservation;
 use crate::{DomId, Mapping};
 
 /// `XENMEM_resource_ioreq_server`.
@@ -128,6 +129,23 @@ impl PrivcmdFile {
     ) -> io::Result<Mapping> {
         self.guarded(Call::MmapBatch, dom, |_| Ok(()))?;
         foreign::map_batch(&self.inner, dom, gfns, errors, write)
+    }
+
+    /// As [`PrivcmdFile::mmap_batch`], writable and to place `at` of a
+    /// reservation; where no page is there, the place stays as it is.
+    ///
+    /// # Errors
+    /// As [`PrivcmdFile::mmap_batch`]. `EINVAL`: the place lies outside.
+    pub(crate) fn mmap_batch_into(
+        &self,
+        dom: DomId,
+        gfns: &[u64],
+        errors: &mut [i32],
+        into: &Reservation,
+        at: usize,
+    ) -> io::Result<()> {
+        self.guarded(Call::MmapBatch, dom, |_| Ok(()))?;
+        foreign::map_batch_into(&self.inner, dom, gfns, errors, into, at)
     }
 
     /// Ties the file to one domain, for good.

@@ -1,17 +1,19 @@
 //! A guest's memory by frame number, with generations.
 //!
 //! One [`ForeignRam`] per guest. Queue workers ask it for the current
-//! [`Generation`]; the ioreq thread starts a new one when Xen says that
-//! memory left the guest.
+//! [`Generation`], or, for a guest that is mapped 1:1, the current [`Window`];
+//! the ioreq thread starts new ones when Xen says that memory left the guest.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::generation::Generation;
+use super::window::{Miss, Window};
 use super::{Error, MappedRange, Pages, pages_of};
 use crate::domid::DomId;
 use crate::privcmd::{self, ForeignPages, Privcmd};
 use crate::sys::abi::{PAGE_SHIFT, PAGE_SIZE};
+use crate::sys::reservation::Reservation;
 
 /// Frames above this are on no machine (52-bit addresses).
 const LAST_FRAME: u64 = (1 << (52 - PAGE_SHIFT)) - 1;
@@ -65,6 +67,11 @@ impl Guest {
         Ok(highest)
     }
 
+    /// The highest frame that the guest had when last asked for.
+    pub(super) fn highest(&self) -> u64 {
+        self.highest.load(Ordering::Relaxed)
+    }
+
     /// Maps frames that follow each other.
     pub(super) fn map(&self, first: u64, count: usize, write: bool) -> Result<ForeignPages, Error> {
         let gfns: Vec<u64> = (first..).take(count).collect();
@@ -78,12 +85,51 @@ impl Guest {
     }
 }
 
-/// A guest's memory, mapped in chunks as it is touched.
+impl Guest {
+    /// Maps frames that follow each other to place `at` of a reservation.
+    /// Gives the negative errno of each, or 0.
+    pub(super) fn map_into(
+        &self,
+        first: u64,
+        count: u64,
+        into: &Reservation,
+        at: usize,
+    ) -> Result<Vec<i32>, Error> {
+        let gfns: Vec<u64> = (first..first.saturating_add(count)).collect();
+        self.privcmd
+            .map_foreign_into(self.dom, &gfns, into, at)
+            .map_err(|source| Error::Map {
+                dom: self.dom,
+                gfn: first,
+                source,
+            })
+    }
+}
+
+/// A guest's memory, mapped in chunks as it is touched: each where there is
+/// room ([`ForeignRam::current`]), or all in one window ([`ForeignRam::reach`]).
 #[derive(Debug)]
 pub struct ForeignRam {
     guest: Arc<Guest>,
-    current: Mutex<Arc<Generation>>,
+    current: Mutex<Views>,
     number: AtomicU64,
+}
+
+/// What is mapped since the last INVALIDATE; a guest's devices use one of the
+/// two, and the other one stays empty.
+#[derive(Debug)]
+struct Views {
+    chunks: Arc<Generation>,
+    window: Arc<Window>,
+}
+
+impl Views {
+    fn new(guest: &Arc<Guest>, number: u64) -> Views {
+        Views {
+            chunks: Arc::new(Generation::new(Arc::clone(guest), number)),
+            window: Arc::new(Window::new(Arc::clone(guest), number)),
+        }
+    }
 }
 
 impl ForeignRam {
@@ -100,7 +146,7 @@ impl ForeignRam {
         });
         guest.ask()?;
         Ok(ForeignRam {
-            current: Mutex::new(Arc::new(Generation::new(Arc::clone(&guest), 0))),
+            current: Mutex::new(Views::new(&guest, 0)),
             guest,
             number: AtomicU64::new(0),
         })
@@ -116,7 +162,40 @@ impl ForeignRam {
     /// long as the caller keeps it, even when memory has left the guest.
     #[must_use]
     pub fn current(&self) -> Arc<Generation> {
-        Arc::clone(&self.current.lock().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&self.views().chunks)
+    }
+
+    /// The current window, with a range of the guest's mapped in it:
+    /// [`Window::slice`] gives it as one piece. What is reached through it
+    /// stays mapped for as long as the caller keeps it.
+    ///
+    /// # Errors
+    /// [`Error::NotThere`] names the first frame that the guest lacks; the
+    /// other errors.
+    pub fn reach(&self, address: u64, len: usize) -> Result<Arc<Window>, Error> {
+        let window = self.window();
+        let gfn = match window.cover(address, len) {
+            Ok(()) => return Ok(window),
+            Err(Miss::Error(error)) => return Err(error),
+            Err(Miss::Outdated { gfn }) => gfn,
+        };
+        tracing::debug!(dom = %self.guest.dom, gfn, "memory has come since; a new window");
+        self.renew(window.number());
+        let window = self.window();
+        match window.cover(address, len) {
+            Ok(()) => Ok(window),
+            Err(Miss::Error(error)) => Err(error),
+            // it goes and comes while we look
+            Err(Miss::Outdated { gfn }) => Err(window.not_there(gfn, libc::ESTALE)),
+        }
+    }
+
+    fn window(&self) -> Arc<Window> {
+        Arc::clone(&self.views().window)
+    }
+
+    fn views(&self) -> MutexGuard<'_, Views> {
+        self.current.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Number of the current generation: a cheap way to see whether the one
@@ -126,16 +205,26 @@ impl ForeignRam {
         self.number.load(Ordering::Acquire)
     }
 
-    /// Starts a new generation, without mappings. To be called for every
+    /// Starts a new generation and a new window, without mappings. To be called for every
     /// INVALIDATE before it is answered; the old mappings go with the last
     /// request that uses them.
     pub fn invalidate(&self) {
-        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
-        let number = current.number() + 1;
-        let old = std::mem::replace(
-            &mut *current,
-            Arc::new(Generation::new(Arc::clone(&self.guest), number)),
-        );
+        self.renew_if(|_| true);
+    }
+
+    /// The same, unless somebody has done so since generation `number`.
+    fn renew(&self, number: u64) {
+        self.renew_if(|current| current == number);
+    }
+
+    fn renew_if(&self, wanted: impl FnOnce(u64) -> bool) {
+        let mut current = self.views();
+        let number = current.chunks.number();
+        if !wanted(number) {
+            return;
+        }
+        let number = number + 1;
+        let old = std::mem::replace(&mut *current, Views::new(&self.guest, number));
         self.number.store(number, Ordering::Release);
         drop(current);
         // Unmapping takes a while; nobody need wait for it at the lock.

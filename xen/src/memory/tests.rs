@@ -9,6 +9,8 @@ use crate::fake::{Domain, DomainConfig, Machine};
 use crate::privcmd::Privcmd;
 use crate::sys::abi::PAGE_SIZE;
 
+mod window;
+
 const GFN: u64 = 0x40000;
 const RAM: u64 = GFN << 12;
 const CHUNK: u64 = 2 << 20;

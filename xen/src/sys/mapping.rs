@@ -224,13 +224,13 @@ impl fmt::Debug for Mapping {
 }
 
 /// Pages that follow each other both in the mapping and in the file.
-struct Run {
-    page: usize,
-    offset: u64,
-    pages: usize,
+pub(super) struct Run {
+    pub(super) page: usize,
+    pub(super) offset: u64,
+    pub(super) pages: usize,
 }
 
-fn runs(offsets: &[Option<u64>]) -> Vec<Run> {
+pub(super) fn runs(offsets: &[Option<u64>]) -> Vec<Run> {
     let mut runs: Vec<Run> = Vec::new();
     for (page, offset) in offsets.iter().enumerate() {
         let Some(offset) = *offset else { continue };
@@ -251,7 +251,7 @@ fn runs(offsets: &[Option<u64>]) -> Vec<Run> {
     runs
 }
 
-fn protection(write: bool) -> libc::c_int {
+pub(super) fn protection(write: bool) -> libc::c_int {
     if write {
         libc::PROT_READ | libc::PROT_WRITE
     } else {
@@ -259,7 +259,7 @@ fn protection(write: bool) -> libc::c_int {
     }
 }
 
-fn file_offset(offset: u64) -> io::Result<libc::off_t> {
+pub(super) fn file_offset(offset: u64) -> io::Result<libc::off_t> {
     libc::off_t::try_from(offset).map_err(|_| io::Error::from_raw_os_error(libc::EOVERFLOW))
 }
 

@@ -18,6 +18,7 @@ use super::abi::ioctl::{
 use super::abi::{PAGE_SIZE, ioctl::IOEVENTFD_DEASSIGN, ioctl::IRQFD_DEASSIGN};
 use super::ioctl::ioctl;
 use super::mapping::Mapping;
+use super::reservation::Reservation;
 use crate::domid::DomId;
 use crate::privcmd::IoeventfdRequest;
 
@@ -142,28 +143,65 @@ impl PrivcmdFile {
         errors: &mut [i32],
         write: bool,
     ) -> io::Result<Mapping> {
-        if gfns.is_empty() || gfns.len() != errors.len() {
-            return Err(io::Error::from_raw_os_error(libc::EINVAL));
+        let len = batch_bytes(gfns, errors)?;
+        let mapping = Mapping::of_file(self.file.as_fd(), 0, len, write)?;
+        // SAFETY: a mapping of just this file and size, made above.
+        unsafe { self.fill(dom, gfns, errors, mapping.address()) }?;
+        Ok(mapping)
+    }
+
+    /// As [`PrivcmdFile::mmap_batch`], to place `at` of a reservation. The
+    /// whole batch is one mapping of the kernel's, which must not be cut later
+    /// (it would give its pages back twice): it is replaced or unmapped whole.
+    pub(crate) fn mmap_batch_into(
+        &self,
+        dom: DomId,
+        gfns: &[u64],
+        errors: &mut [i32],
+        into: &Reservation,
+        at: usize,
+    ) -> io::Result<()> {
+        let len = batch_bytes(gfns, errors)?;
+        into.map_file(at, self.file.as_fd(), 0, len)?;
+        let address = into.place(at, len)?.addr();
+        // SAFETY: a mapping of just this file and size, made above; it can be
+        // neither merged with another one nor known to anybody.
+        let filled = unsafe { self.fill(dom, gfns, errors, address) };
+        if filled.is_err() {
+            into.clear(at, len)?;
         }
-        let mapping =
-            Mapping::of_file(self.file.as_fd(), 0, page_bytes(gfns.len() as u64)?, write)?;
+        filled
+    }
+
+    /// Fills a mapping with frames.
+    ///
+    /// # Safety
+    /// At `address` is a mapping of just this file with `gfns.len()` pages
+    /// that nobody looks at yet.
+    unsafe fn fill(
+        &self,
+        dom: DomId,
+        gfns: &[u64],
+        errors: &mut [i32],
+        address: usize,
+    ) -> io::Result<()> {
         let mut call = PrivcmdMmapbatchV2 {
             num: u32::try_from(gfns.len())
                 .map_err(|_| io::Error::from_raw_os_error(libc::E2BIG))?,
             dom: dom.0,
             pad: 0,
-            addr: mapping.address() as u64,
+            addr: address as u64,
             gfns_ptr: gfns.as_ptr().expose_provenance() as u64,
             errors_ptr: errors.as_mut_ptr().expose_provenance() as u64,
         };
-        // SAFETY: the kernel fills a mapping of just this file and size,
-        // reads `num` frame numbers and writes `num` errors; both arrays have
-        // that length (checked above) and are borrowed for the call.
+        // SAFETY: the kernel fills the caller's mapping, reads `num` frame
+        // numbers and writes `num` errors; both arrays have that length
+        // (`batch_bytes`) and are borrowed for the call.
         let result = unsafe { ioctl(self.file.as_fd(), abi::PRIVCMD_MMAPBATCH_V2, &mut call) };
         match result {
-            Ok(_) => Ok(mapping),
+            Ok(_) => Ok(()),
             // Some page is paged out; which one, the array says.
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(mapping),
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
             Err(error) => Err(error),
         }
     }
@@ -242,6 +280,14 @@ impl PrivcmdFile {
 
 fn raw_fd(fd: BorrowedFd<'_>) -> io::Result<u32> {
     u32::try_from(fd.as_raw_fd()).map_err(|_| io::Error::from_raw_os_error(libc::EBADF))
+}
+
+/// Bytes of a batch's pages; there is an error for each.
+fn batch_bytes(gfns: &[u64], errors: &[i32]) -> io::Result<usize> {
+    if gfns.is_empty() || gfns.len() != errors.len() {
+        return Err(io::Error::from_raw_os_error(libc::EINVAL));
+    }
+    page_bytes(gfns.len() as u64)
 }
 
 fn page_bytes(pages: u64) -> io::Result<usize> {
