@@ -187,11 +187,13 @@ impl Transport {
         }
         status |= added;
         if added & STATUS_FEATURES_OK != 0 && !self.accepts(self.registers.driver_features) {
-            tracing::info!(
-                driver = format_args!("{:#x}", self.registers.driver_features),
-                offered = format_args!("{:#x}", self.offered()),
-                "the guest's choice of features is refused"
-            );
+            if self.notifier.may_log() {
+                tracing::info!(
+                    driver = format_args!("{:#x}", self.registers.driver_features),
+                    offered = format_args!("{:#x}", self.offered()),
+                    "the guest's choice of features is refused"
+                );
+            }
             status &= !STATUS_FEATURES_OK;
         }
         if added & STATUS_DRIVER_OK != 0 && status & STATUS_FEATURES_OK == 0 {
@@ -200,10 +202,12 @@ impl Transport {
         }
         self.registers.status = status;
         if added & status & STATUS_DRIVER_OK != 0 {
-            tracing::info!(
-                features = format_args!("{:#x}", self.registers.driver_features),
-                "the guest's driver is up"
-            );
+            if self.notifier.may_log() {
+                tracing::info!(
+                    features = format_args!("{:#x}", self.registers.driver_features),
+                    "the guest's driver is up"
+                );
+            }
             for index in self.queues.ready() {
                 self.start(index);
             }
@@ -263,12 +267,14 @@ impl Transport {
             provider: &*self.provider,
         };
         if let Err(error) = self.queues.start(index, &mut *self.device, &context) {
-            let error = super::worker::with_causes(&*error);
-            tracing::warn!(
-                queue = index,
-                error,
-                "queue cannot be started; the device needs a reset"
-            );
+            if self.notifier.may_log() {
+                let error = super::worker::with_causes(&*error);
+                tracing::warn!(
+                    queue = index,
+                    error,
+                    "queue cannot be started; the device needs a reset"
+                );
+            }
             self.notifier.need_reset();
         }
     }

@@ -185,6 +185,19 @@ fn a_device_that_cannot_start_a_queue_needs_a_reset() {
 }
 
 #[test]
+fn what_a_guest_can_repeat_fills_no_log() {
+    let bench = Bench::new();
+
+    let lines = (0..1000)
+        .filter(|_| bench.transport.notifier().may_log())
+        .count();
+    bench.transport.notifier().reset();
+
+    assert_eq!(lines, 63);
+    assert!(!bench.transport.notifier().may_log());
+}
+
+#[test]
 fn a_worker_that_dies_gives_its_queue_back() {
     let (mut bench, mut ring) = Bench::running();
     bench.probe.panic.store(true, Ordering::SeqCst);
