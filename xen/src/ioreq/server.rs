@@ -332,10 +332,11 @@ impl IoreqServer {
         self.each_fired(self.ports(), out)
     }
 
-    /// Unmasks a port, then looks: an event that comes in between is seen
-    /// either way.
+    /// Looks, then unmasks the port: an event that came in between is pending
+    /// and fires then. The other way round an ioeventfd's handler, which runs
+    /// for each event of the port on any CPU, would look at the same slot at
+    /// the same time.
     fn fired(&mut self, port: u32, out: &mut Vec<Pending>) -> Result<()> {
-        let unmasked = self.evtchn.unmask(port).map_err(|e| self.events(e));
         let vcpus = self.shared.vcpus();
         let index = (0u32..)
             .zip(vcpus)
@@ -347,7 +348,7 @@ impl IoreqServer {
                 tracing::debug!(domain = %self.dom(), port, "an event of no vCPU");
             }
         }
-        unmasked
+        self.evtchn.unmask(port).map_err(|e| self.events(e))
     }
 
     fn look(&mut self, index: u32, out: &mut Vec<Pending>) {
