@@ -276,7 +276,13 @@ fn status(args: StatusArgs) -> Exit {
         .unwrap_or_else(|| config.control_socket(args.domid.map(DomId)));
     let status = match status::ask(&socket) {
         Ok(status) => status,
-        Err(error @ ClientError::NoDaemon { .. }) => return complain(&error, Exit::Absent),
+        Err(error @ ClientError::NoDaemon { .. }) => {
+            let exit = complain(&error, Exit::Absent);
+            if !Host::Kernel.is_on_xen() {
+                eprintln!("xen-dm: none can run here: {}", check::remedy::NO_XEN);
+            }
+            return exit;
+        }
         Err(error) => return complain(&error, Exit::Failed),
     };
     let printed = match args.format.json {

@@ -123,3 +123,13 @@ fn status_without_a_daemon_says_how_to_start_one_and_ends_with_6() {
     assert!(text.contains("/nonexistent/control.sock"), "{text}");
     assert!(text.contains("xen-dm daemon"), "{text}");
 }
+
+#[test]
+fn status_says_where_no_daemon_can_run_at_all() {
+    let output = xen_dm(&["status", "--socket", "/nonexistent/control.sock"]);
+    let json = xen_dm(&["check", "--json"]);
+
+    let report: vmm::check::Report = serde_json::from_slice(&json.stdout).unwrap();
+    let says_so = complaint(&output).contains("does not run on Xen");
+    assert_eq!(says_so, !report.facts.on_xen);
+}

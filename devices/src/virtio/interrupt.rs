@@ -19,6 +19,10 @@ pub const USED_RING: u32 = 1;
 /// The configuration has changed. virtio 1.3 §4.2.2, InterruptStatus bit 1
 pub const CONFIG_CHANGE: u32 = 2;
 
+/// Lines that a device's guest may bring into the log: it can repeat what they
+/// tell of as often as it likes.
+const LINES: u32 = 64;
+
 /// What a device and its workers share with the register transport: interrupt
 /// status, configuration generation, and whether the device is broken.
 pub struct Notifier {
@@ -27,6 +31,8 @@ pub struct Notifier {
     needs_reset: AtomicBool,
     interrupts: AtomicU64,
     lost: AtomicU64,
+    /// Log lines that are left.
+    lines: AtomicU32,
     line: Arc<dyn Interrupt>,
 }
 
@@ -39,6 +45,7 @@ impl Notifier {
             needs_reset: AtomicBool::new(false),
             interrupts: AtomicU64::new(0),
             lost: AtomicU64::new(0),
+            lines: AtomicU32::new(LINES),
             line,
         }
     }
@@ -87,6 +94,19 @@ impl Notifier {
     pub fn reset(&self) {
         self.status.store(0, Ordering::SeqCst);
         self.needs_reset.store(false, Ordering::SeqCst);
+    }
+
+    /// Whether one more line about what the guest does may be logged. Says so
+    /// when the last one was taken; a reset gives no new ones.
+    pub fn may_log(&self) -> bool {
+        let less = |left: u32| left.checked_sub(1);
+        let taken = self
+            .lines
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
+        if taken == Ok(1) {
+            tracing::warn!("the guest's driver has been heard of often enough: no more about it");
+        }
+        taken.is_ok_and(|left| left > 1)
     }
 
     /// Interrupts raised so far, and those that the host failed to raise.

@@ -206,7 +206,9 @@ impl Body {
             if !broken && let Err(error) = self.serve(&mut queue, &mut *handler, advance) {
                 // reported once, however deep the cause
                 let cause = with_causes(&error);
-                tracing::warn!(queue = queue.index(), error = %cause, "the guest broke its queue; the device needs a reset");
+                if self.notifier.may_log() {
+                    tracing::warn!(queue = queue.index(), error = %cause, "the guest broke its queue; the device needs a reset");
+                }
                 broken = true;
                 self.events.forget(handler.event());
                 self.notifier.need_reset();

@@ -47,11 +47,7 @@ for case; do
   began=$(now)
   setsid sh /lab/one-case.sh "$case" >/tmp/case/out 2>&1 </dev/null &
   pid=$!
-  ticks=0
-  while kill -0 "$pid" 2>/dev/null && [ "$ticks" -lt $((limit * 5)) ]; do
-    sleep 0.2
-    ticks=$((ticks + 1))
-  done
+  while kill -0 "$pid" 2>/dev/null && [ "$(since "$began" | cut -d. -f1)" -lt "$limit" ]; do sleep 0.2; done
   if kill -0 "$pid" 2>/dev/null; then
     kill -9 -- "-$pid"
     verdict="FAILED $case $(since "$began") not finished after $limit s"

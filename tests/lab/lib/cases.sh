@@ -2,17 +2,17 @@
 # What the case files say about themselves: the first line is their summary, then come
 #   # kernel: lab|debian     which kernel dom0 and guest run
 #   # xen: lab|debian        (optional) which hypervisor, instead of the lab's
-#   # cpus: N                (optional) processors of the machine, all of them dom0's too, instead of one
+#   # vcpus: N               (optional) dom0's virtual processors, instead of one; the machine has one processor
 #   # memory: MIB            (optional) the machine's memory, instead of 2048
 #   # machine: direct-mapped (optional) Xen starts a second domain beside dom0 (machine.sh)
 #   # seconds: N             how long the case may take inside dom0; "soak" in it is LAB_SOAK_SECONDS
 #   # needs: FILE            (optional) it is left out where the project has no such file
 #   # extra: yes             (optional) not one of "all"
-# Cases with the same kernel, xen, cpus, memory and machine share a boot.
+# Cases with the same kernel, xen, vcpus, memory and machine share a boot.
 
 KERNELS=(lab debian)
 XENS=(lab debian)
-LAB_SOAK_SECONDS=${LAB_SOAK_SECONDS:-60} # how long the case soak loads its guests
+LAB_SOAK_SECONDS=${LAB_SOAK_SECONDS:-300} # how long the case soak loads its guests
 
 case_file() { echo "$LAB_DIR/cases/$1"; }
 case_header() { sed -n "s/^# $2: *//p" "$(case_file "$1")" | head -n 1; }
@@ -21,14 +21,14 @@ case_seconds() { # the bound; an arithmetic expression in the header
   local soak=$LAB_SOAK_SECONDS
   echo $(($(case_header "$1" seconds)))
 }
-case_boot() { # "KERNEL XEN CPUS MEMORY MACHINE": what a case runs on
-  local kernel xen cpus memory machine
+case_boot() { # "KERNEL XEN VCPUS MEMORY MACHINE": what a case runs on
+  local kernel xen vcpus memory machine
   kernel=$(case_header "$1" kernel)
   xen=$(case_header "$1" xen)
-  cpus=$(case_header "$1" cpus)
+  vcpus=$(case_header "$1" vcpus)
   memory=$(case_header "$1" memory)
   machine=$(case_header "$1" machine)
-  echo "$kernel ${xen:-lab} ${cpus:-1} ${memory:-2048} ${machine:-plain}"
+  echo "$kernel ${xen:-lab} ${vcpus:-1} ${memory:-2048} ${machine:-plain}"
 }
 case_boots() { # CASE…: the different machines, the one of most cases first
   local name

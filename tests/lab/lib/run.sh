@@ -41,10 +41,10 @@ run_cases() {
   done
 }
 
-# boot KERNEL XEN CPUS MEMORY MACHINE CASE…: one boot. Sets NOT_RUN to the cases that had no turn because the machine
+# boot KERNEL XEN VCPUS MEMORY MACHINE CASE…: one boot. Sets NOT_RUN to the cases that had no turn because the machine
 # ended early.
 boot() {
-  local kernel=$1 xen=$2 cpus=$3 memory=$4 board=$5 joined log line='' piece output qemu status word name rest
+  local kernel=$1 xen=$2 vcpus=$3 memory=$4 board=$5 joined log line='' piece output qemu status word name rest
   local current='' limit
   shift 5
   NOT_RUN=("$@")
@@ -54,8 +54,8 @@ boot() {
   make_initrd "$TEMPORARY"
   mkdir -p "$LAB_CACHE/logs"
   log=$LAB_CACHE/logs/run-$kernel-$(date +%Y%m%d-%H%M%S)-$$.log
-  machine_command "$TEMPORARY" "$INITRD" "$cpus" "$memory" "$board" "lab.soak=$LAB_SOAK_SECONDS lab.cases=${joined// /,}"
-  say "booting: Xen ($xen), dom0 ($kernel kernel), $cpus processor(s), $memory MiB, $board; for $# case(s)"
+  machine_command "$TEMPORARY" "$INITRD" "$vcpus" "$memory" "$board" "lab.soak=$LAB_SOAK_SECONDS lab.cases=${joined// /,}"
+  say "booting: Xen ($xen), dom0 ($kernel kernel), $vcpus vCPU(s), $memory MiB, $board; for $# case(s)"
   mkfifo "$TEMPORARY/console"
   "${MACHINE_COMMAND[@]}" -serial stdio </dev/null >"$TEMPORARY/console" 2>&1 &
   qemu=$!

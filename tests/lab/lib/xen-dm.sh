@@ -11,6 +11,15 @@ need_xen_dm() {
   XEN_DM=$ARTEFACT/xen-dm
 }
 
+# check_other_program: XEN_LAB_DM has to name what dom0 can run, which would show only in its first case.
+check_other_program() {
+  [ -f "$XEN_LAB_DM" ] || die "XEN_LAB_DM=$XEN_LAB_DM is no file"
+  [ -x "$XEN_LAB_DM" ] || die "XEN_LAB_DM=$XEN_LAB_DM is not executable"
+  # ELF header: magic, 64 bit, little endian; at 18 the machine, 183 = EM_AARCH64
+  [ "$(head -c 20 "$XEN_LAB_DM" | od -An -v -tx1 -w20 | tr -d ' ' | cut -c1-12,37-40)" = 7f454c460201b700 ] ||
+    die "XEN_LAB_DM=$XEN_LAB_DM is no program for arm64"
+}
+
 # need_suite: sets SUITE, the test program of crate xen.
 need_suite() {
   need_rust_aarch64

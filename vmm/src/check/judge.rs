@@ -105,7 +105,7 @@ pub fn judge(facts: &Facts) -> Vec<Line> {
 
 fn xen(facts: &Facts) -> Line {
     match (facts.on_xen, &facts.xen) {
-        (false, _) => Line::problem("xen", "this kernel does not run on Xen").remedy(BOOT_XEN),
+        (false, _) => Line::problem("xen", remedy::NO_XEN).remedy(BOOT_XEN),
         (true, Some(version)) => Line::ok("xen", format!("Xen {version}")),
         (true, None) => Line::note("xen", "Xen, which does not tell its version"),
     }

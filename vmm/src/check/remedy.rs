@@ -1,6 +1,9 @@
 //! What helps, in words: the daemon's complaints and the lines of
 //! `xen-dm check` share them. Texts only.
 
+/// There is no Xen below this kernel.
+pub const NO_XEN: &str = "this kernel does not run on Xen";
+
 /// Xen hands accesses to no device model.
 pub const NO_IOREQ_SERVER: &str = "this Xen was built without CONFIG_IOREQ_SERVER, so that no \
      device model can serve its guests (Debian's Xen for arm64 is such a one)";

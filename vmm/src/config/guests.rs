@@ -64,6 +64,13 @@ impl GuestSections {
     pub(super) fn check(&self) -> Result<(), BadValue> {
         for (guest, section) in &self.0 {
             for (disk, overrides) in &section.disk {
+                if disk != ANY_DISK && !is_disk(disk) {
+                    let message = format!(
+                        "{disk:?} names no disk: it is neither a name such as xvda, nor a number \
+                         such as 51712, nor \"*\""
+                    );
+                    return Err(BadValue::new(["guest", guest, "disk", disk], message));
+                }
                 let config = overrides.apply(BlkConfig::new("any"));
                 config.validate().map_err(|error| {
                     BadValue::new(["guest", guest, "disk", disk, error.key()], error)
@@ -92,6 +99,28 @@ impl GuestSections {
             .or_else(|| self.0.get(name))
             .or_else(|| pattern::best(&self.0, name))
     }
+}
+
+/// Whether a guest can have a disk of this name or number: what libxl takes
+/// for `vdev`. xen-vbd-interface(7)
+fn is_disk(key: &str) -> bool {
+    let is_number = |text: &str| text.parse::<u32>().is_ok();
+    // letters for the disk, digits for a partition of it
+    let lettered = |rest: &str| {
+        let partition = rest.trim_start_matches(|c: char| c.is_ascii_lowercase());
+        partition.len() < rest.len() && (partition.is_empty() || is_number(partition))
+    };
+    let numbered = |rest: &str| match rest.split_once('p') {
+        Some((disk, partition)) => is_number(disk) && is_number(partition),
+        None => is_number(rest),
+    };
+    let hexadecimal = |digits| u32::from_str_radix(digits, 16).is_ok();
+    is_number(key)
+        || ["xvd", "hd", "sd"]
+            .iter()
+            .any(|prefix| key.strip_prefix(prefix).is_some_and(lettered))
+        || key.strip_prefix('d').is_some_and(numbered)
+        || key.strip_prefix("0x").is_some_and(hexadecimal)
 }
 
 /// Says what is wrong with the key of a device, which would never be found or

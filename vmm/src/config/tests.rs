@@ -47,7 +47,42 @@ fn the_example_is_a_configuration_and_says_what_it_describes() {
     let uuid = config.guest("any", Some("e9a3c1d2-0b7f-4d8e-9a41-3c5d7e9f1b20"));
     assert_eq!(uuid.virtio(0, DeviceType(2)).unwrap().kind().name, "blk");
     assert_eq!(uuid.virtio(1, DeviceType(4)).unwrap().kind().name, "rng");
-    assert_eq!(uuid.virtio(2, DeviceType(3)), None);
+    let console = uuid.virtio(2, DeviceType(3)).unwrap();
+    assert_eq!(console.kind().name, "console");
+    assert_eq!(uuid.virtio(3, DeviceType(9)), None);
+}
+
+#[test]
+fn keys_that_name_no_disk_are_refused() {
+    let names = [
+        "xvda", "xvdaa1", "hdc", "sdb3", "d0", "d5p2", "51712", "0xca00",
+    ];
+    let mistakes = [
+        "vda",
+        "xvd",
+        "xvd1a",
+        "XVDA",
+        "/dev/xvda",
+        "d",
+        "d1p",
+        "-1",
+        "xvd*",
+        "",
+    ];
+
+    let refusals = mistakes.map(|key| {
+        refused(&format!(
+            "log = \"info\"\n[guest.a.disk.{key:?}]\nqueues = 1\n"
+        ))
+    });
+
+    for name in names {
+        parsed(&format!("[guest.a.disk.{name:?}]\nqueues = 1\n"));
+    }
+    for (key, text) in mistakes.iter().zip(refusals) {
+        assert!(text.contains("line 2, key guest.a.disk."), "{text}");
+        assert!(text.contains(&format!("{key:?} names no disk")), "{text}");
+    }
 }
 
 #[test]

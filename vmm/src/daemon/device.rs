@@ -39,6 +39,8 @@ impl Daemon {
         match (phase, life) {
             // it is looked at again when it is gone
             (Some(Phase::Removing), _) | (Some(Phase::Served), Life::Wanted) => Ok(()),
+            // all nodes are gone, and nobody has removed them
+            (Some(Phase::Served), Life::Gone) if self.is_forgotten(place.domid)? => Ok(()),
             // new: the toolstack has written another one in its place
             (Some(Phase::Served), Life::Gone | Life::New | Life::Closing | Life::Closed) => {
                 self.remove(place)

@@ -8,9 +8,9 @@ use xen::xenstore::Error as XenstoreError;
 
 use super::error::AttachError;
 use super::served::ServedGuest;
-use super::{AT_ONCE, Daemon, Stopping};
+use super::{AT_ONCE, Daemon, RETRY, Stopping};
 use crate::config::Config;
-use crate::discovery::DomainInfo;
+use crate::discovery::{self, DomainInfo};
 use crate::guest::{Guest, GuestConfig};
 use crate::logs::report;
 use crate::spec;
@@ -45,6 +45,7 @@ impl Daemon {
             guest,
             record,
             devices: BTreeMap::new(),
+            forgotten: false,
         }))
     }
 
@@ -58,9 +59,49 @@ impl Daemon {
         for domid in known {
             if !self.lives(domid)? {
                 self.stop(domid, "the domain is gone");
+                continue;
             }
+            let forgotten = self.is_forgotten(domid)?;
+            self.note_forgotten(domid, forgotten);
         }
         self.leave_with_guest()
+    }
+
+    /// Whether xenstored has lost a guest that is served and that Xen still
+    /// has: one that was killed and started anew knows nothing of before.
+    /// Only dom0 is told enough to say so.
+    ///
+    /// # Errors
+    /// xenstore's.
+    pub(super) fn is_forgotten(&self, domid: DomId) -> Result<bool, XenstoreError> {
+        Ok(self.watches.domains.is_some()
+            && self.guests.contains_key(&domid)
+            && !discovery::is_alive(&self.store, &self.root, domid)?
+            && self.is_in_xen(domid))
+    }
+
+    fn note_forgotten(&mut self, domid: DomId, forgotten: bool) {
+        let Some(served) = self.guests.get_mut(&domid) else {
+            return;
+        };
+        if std::mem::replace(&mut served.forgotten, forgotten) == forgotten {
+            return;
+        }
+        let name = &served.info.name;
+        if !forgotten {
+            tracing::info!(%domid, %name, "xenstored knows the guest again");
+            return;
+        }
+        tracing::warn!(
+            %domid,
+            %name,
+            "xenstored has lost the guest, and Xen has not: was it killed and started anew? The \
+             guest is served on until Xen ends it, but its devices cannot be changed any more. \
+             Shut it down from inside, or end it by `xl destroy {domid}`. New guests are served \
+             once `xen-init-dom0` has been run. What loses nothing is `xenstore-control live-update`"
+        );
+        // xenstored will not tell of its end
+        self.look_again(RETRY);
     }
 
     /// Stops a guest on a thread of its own: a queue may take its time, and

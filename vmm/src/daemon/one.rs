@@ -30,25 +30,26 @@ impl Daemon {
     /// Whether a guest is there and not dying.
     ///
     /// Guests that Xen has made at its own start need not be known to
-    /// xenstored. Of devices that no toolstack announces, Xen's word will do.
+    /// xenstored. Of devices that no toolstack announces, Xen's word will do,
+    /// and so it will of guests that xenstored has lost.
     ///
     /// # Errors
     /// xenstore's.
     pub(super) fn lives(&mut self, domid: DomId) -> Result<bool, XenstoreError> {
         let known = discovery::is_alive(&self.store, &self.root, domid)?;
         let Some(one) = self.one.as_mut().filter(|one| one.domid == domid) else {
-            return Ok(known);
+            return Ok(known || self.is_forgotten(domid)?);
         };
         one.introduced |= known;
         let only_xen_tells = !one.introduced && !self.served.given.is_empty();
-        Ok(known || (only_xen_tells && self.is_in_xen(domid)))
+        Ok(known || (only_xen_tells && self.is_in_xen(domid)) || self.is_forgotten(domid)?)
     }
 
     /// Whether Xen has the domain. One that is over stays there as long as
     /// anyone has its memory mapped, and that may be this process; but its
     /// ioreq servers go at once (`ioreq_server_destroy_all`,
     /// `xen/common/ioreq.c`).
-    fn is_in_xen(&self, domid: DomId) -> bool {
+    pub(super) fn is_in_xen(&self, domid: DomId) -> bool {
         let privcmd = match self.host.open_privcmd() {
             Ok(privcmd) => privcmd,
             Err(error) => {
@@ -67,10 +68,12 @@ impl Daemon {
         !matches!(answer, Err(NoDomain { .. } | NotFound { .. }))
     }
 
-    /// Whether nothing but looking tells that the only guest has ended.
+    /// Whether nothing but looking tells that a guest has ended: the only one,
+    /// or one that xenstored has lost.
     pub(super) fn must_poll(&self) -> bool {
         let given = !self.served.given.is_empty();
-        given && self.one.as_ref().is_some_and(|one| !one.introduced)
+        let unknown = given && self.one.as_ref().is_some_and(|one| !one.introduced);
+        unknown || self.guests.values().any(|served| served.forgotten)
     }
 
     /// Serves the only guest, if there is but one: claims its windows, and

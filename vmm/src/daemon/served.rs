@@ -20,6 +20,8 @@ pub(super) struct ServedGuest {
     pub record: Recorded,
     /// Its devices.
     pub devices: BTreeMap<DeviceKey, ServedDevice>,
+    /// xenstored has lost it, and Xen has not.
+    pub forgotten: bool,
 }
 
 /// How far a device is.

@@ -273,6 +273,41 @@ fn a_guest_goes_on_when_xenstored_is_restarted_and_new_guests_come() {
 }
 
 #[test]
+fn guests_that_a_new_xenstored_does_not_know_are_served_until_xen_ends_them() {
+    let bench = Bench::new();
+    let daemon = bench.daemon();
+    let guest = bench.guest("old");
+    let disk = bench.disk(&guest, 0);
+    bench.attach(&disk);
+
+    bench.machine.store().restart_empty().unwrap();
+    daemon.log.line(&[
+        "WARN",
+        "lost the guest",
+        "old",
+        "xl destroy",
+        "xen-init-dom0",
+    ]);
+    let sectors = guest.with_driver(&disk, |disk| disk.sectors());
+    let again = xen::fake::toolstack::Toolstack::new(bench.machine.store()).unwrap();
+    let new = bench
+        .machine
+        .create_domain(fake::DomainConfig::with_memory(1 << 20))
+        .unwrap();
+    again.create_domain(new.id(), "new").unwrap();
+    let image = bench.image("new.img", 4096);
+    again
+        .attach(&VirtioDisk::new(new.id(), 0, image), LONG)
+        .unwrap();
+    let served_beside = guest.with_driver(&disk, |disk| disk.sectors());
+    guest.domain.destroy();
+
+    assert_eq!((sectors, served_beside), (2048, 2048));
+    bench.freed(&guest);
+    assert_eq!(daemon.log.count("lost the guest"), 1);
+}
+
+#[test]
 fn what_happened_while_xenstored_was_away_is_found_afterwards() {
     let bench = Bench::new();
     let daemon = bench.daemon();

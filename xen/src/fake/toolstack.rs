@@ -256,8 +256,9 @@ impl Toolstack {
     }
 
     /// Destroys a guest: gives all its devices up at once, removes its
-    /// directories, then the domain ends. What fails on the way does not
-    /// keep the rest from being removed.
+    /// directories. Then Xen ends the domain ([`super::Domain::destroy`]), and
+    /// tells xenstored. What fails on the way does not keep the rest from
+    /// being removed.
     ///
     /// # Errors
     /// The first device's that did not close within `timeout`; else as
@@ -284,7 +285,6 @@ impl Toolstack {
             }
             Ok(())
         })?;
-        self.daemon.release(domain);
         outcome
     }
 

@@ -80,7 +80,8 @@ pub struct IoreqServer {
     id: ServerId,
     nr_vcpus: u32,
     ranges: Vec<IoRange>,
-    /// vCPUs whose slot the kernel held at the last look.
+    /// vCPUs whose slot the kernel held at the last look; their ports are
+    /// masked.
     again: Vec<u32>,
     /// The event channels have failed: any port may have fired, and be masked.
     suspect: bool,
@@ -268,10 +269,12 @@ impl IoreqServer {
                 enabled: false,
             });
         }
-        for vcpu in std::mem::take(&mut self.again) {
-            self.look(vcpu, out);
-        }
-        let drained = self.drain(out);
+        let again = std::mem::take(&mut self.again);
+        let looked = again
+            .into_iter()
+            .map(|vcpu| self.look(vcpu, out))
+            .fold(Ok(()), Result::and);
+        let drained = self.drain(out).and(looked);
         self.suspect = drained.is_err();
         drained?;
         Ok(if self.again.is_empty() {
@@ -332,10 +335,8 @@ impl IoreqServer {
         self.each_fired(self.ports(), out)
     }
 
-    /// Unmasks a port, then looks: an event that comes in between is seen
-    /// either way.
+    /// An event of a port.
     fn fired(&mut self, port: u32, out: &mut Vec<Pending>) -> Result<()> {
-        let unmasked = self.evtchn.unmask(port).map_err(|e| self.events(e));
         let vcpus = self.shared.vcpus();
         let index = (0u32..)
             .zip(vcpus)
@@ -345,21 +346,32 @@ impl IoreqServer {
             Some(index) => self.look(index, out),
             None => {
                 tracing::debug!(domain = %self.dom(), port, "an event of no vCPU");
+                self.evtchn.unmask(port).map_err(|e| self.events(e))
             }
         }
-        unmasked
     }
 
-    fn look(&mut self, index: u32, out: &mut Vec<Pending>) {
+    /// Looks, then unmasks the port: an event that came in between is pending
+    /// and fires then. The other way round an ioeventfd's handler, which runs
+    /// for each event of the port on any CPU and has no care for others, would
+    /// be at the same slot at the same time. A slot that it still has in hand
+    /// keeps its port masked for the same reason.
+    fn look(&mut self, index: u32, out: &mut Vec<Pending>) -> Result<()> {
         let Some(vcpu) = self.shared.vcpu(index) else {
-            return;
+            return Ok(());
         };
+        let port = vcpu.channel.port();
         match self.shared.look_patiently(index, vcpu) {
             Look::Nothing => {}
             Look::Taken(request) => out.push(Pending::new(Arc::clone(&self.shared), request)),
-            Look::Busy if self.again.contains(&index) => {}
-            Look::Busy => self.again.push(index),
+            Look::Busy => {
+                if !self.again.contains(&index) {
+                    self.again.push(index);
+                }
+                return Ok(());
+            }
         }
+        self.evtchn.unmask(port).map_err(|e| self.events(e))
     }
 
     /// Ends the server: what still waits is answered as an access to

@@ -25,6 +25,7 @@
 //! A queue that breaks sets DEVICE_NEEDS_RESET in any state. An access that
 //! makes no sense is counted and ignored; reads then return 0.
 
+mod access;
 mod queues;
 pub mod register;
 #[cfg(test)]
@@ -171,164 +172,6 @@ impl Transport {
         self.queues.stopping()
     }
 
-    /// Reads `size` bytes at `offset` into the device's window.
-    pub fn read(&mut self, offset: u64, size: u8) -> u64 {
-        if offset >= register::CONFIG {
-            return self.read_config(offset - register::CONFIG, size);
-        }
-        match (Register::at(offset), size) {
-            (Some(register), 4) => u64::from(self.read_register(register)),
-            _ => {
-                self.malformed += 1;
-                tracing::debug!(offset, size, "malformed read of a register");
-                0
-            }
-        }
-    }
-
-    fn read_register(&mut self, register: Register) -> u32 {
-        let selected = self.registers.queue_sel;
-        match register {
-            Register::MagicValue => register::MAGIC,
-            Register::Version => register::VERSION,
-            Register::DeviceId => self.device.device_type().0,
-            Register::VendorId => register::VENDOR,
-            Register::DeviceFeatures => half(self.offered(), self.registers.device_features_sel),
-            Register::QueueSizeMax => self.queues.max_size(selected),
-            Register::QueueReady => u32::from(self.queues.is_ready(selected)),
-            Register::QueueReset => u32::from(self.queues.is_resetting(selected)),
-            Register::InterruptStatus => self.notifier.status(),
-            Register::Status => self.status(),
-            Register::ConfigGeneration => self.notifier.generation(),
-            // virtio 1.3 §4.2.2: a region that does not exist has all ones
-            Register::ShmLenLow
-            | Register::ShmLenHigh
-            | Register::ShmBaseLow
-            | Register::ShmBaseHigh => u32::MAX,
-            Register::DeviceFeaturesSel
-            | Register::DriverFeatures
-            | Register::DriverFeaturesSel
-            | Register::QueueSel
-            | Register::QueueSize
-            | Register::QueueNotify
-            | Register::InterruptAck
-            | Register::QueueDescLow
-            | Register::QueueDescHigh
-            | Register::QueueDriverLow
-            | Register::QueueDriverHigh
-            | Register::QueueDeviceLow
-            | Register::QueueDeviceHigh
-            | Register::ShmSel => {
-                // write-only
-                self.malformed += 1;
-                0
-            }
-        }
-    }
-
-    fn status(&self) -> u32 {
-        match self.notifier.needs_reset() {
-            true => self.registers.status | STATUS_NEEDS_RESET,
-            false => self.registers.status,
-        }
-    }
-
-    fn read_config(&mut self, offset: u64, size: u8) -> u64 {
-        let mut bytes = [0; 8];
-        match bytes.get_mut(..usize::from(size)) {
-            Some(data) if is_natural(offset, size) => self.device.read_config(offset, data),
-            _ => self.malformed += 1,
-        }
-        u64::from_le_bytes(bytes)
-    }
-
-    /// Writes `size` bytes at `offset` into the device's window.
-    pub fn write(&mut self, offset: u64, size: u8, value: u64) -> Answer {
-        if offset >= register::CONFIG {
-            self.write_config(offset - register::CONFIG, size, value);
-            return Answer::Now;
-        }
-        match (Register::at(offset), size, u32::try_from(value)) {
-            (Some(register), 4, Ok(value)) => self.write_register(register, value),
-            _ => {
-                tracing::debug!(offset, size, value, "malformed write to a register");
-                self.ignore()
-            }
-        }
-    }
-
-    fn write_config(&mut self, offset: u64, size: u8, value: u64) {
-        let bytes = value.to_le_bytes();
-        let written = match bytes.get(..usize::from(size)) {
-            Some(data) if is_natural(offset, size) => self.device.write_config(offset, data),
-            _ => false,
-        };
-        if !written {
-            self.malformed += 1;
-        }
-    }
-
-    fn write_register(&mut self, register: Register, value: u32) -> Answer {
-        if register == Register::Status {
-            return self.write_status(value);
-        }
-        if register == Register::InterruptAck {
-            self.notifier.acknowledge(value);
-            return Answer::Now;
-        }
-        if self.resetting {
-            // a driver that resets its device has nothing else to say to it
-            return self.ignore();
-        }
-        let selected = self.registers.queue_sel;
-        let negotiable = self.registers.status & STATUS_FEATURES_OK == 0;
-        let known = match register {
-            Register::DeviceFeaturesSel => {
-                self.registers.device_features_sel = value;
-                true
-            }
-            Register::DriverFeaturesSel => {
-                self.registers.driver_features_sel = value;
-                true
-            }
-            Register::DriverFeatures if negotiable => {
-                let sel = self.registers.driver_features_sel;
-                set_half(&mut self.registers.driver_features, sel, value)
-            }
-            Register::QueueSel => {
-                self.registers.queue_sel = value;
-                true
-            }
-            Register::ShmSel => {
-                self.registers.shm_sel = value;
-                true
-            }
-            Register::QueueSize => self.queues.set_size(selected, value),
-            Register::QueueDescLow
-            | Register::QueueDescHigh
-            | Register::QueueDriverLow
-            | Register::QueueDriverHigh
-            | Register::QueueDeviceLow
-            | Register::QueueDeviceHigh => self.queues.set_address(selected, register, value),
-            Register::QueueNotify => self.queues.ring(value),
-            Register::QueueReady => return self.write_queue_ready(selected, value),
-            Register::QueueReset => return self.write_queue_reset(selected, value),
-            _ => false,
-        };
-        match known {
-            true => Answer::Now,
-            false => {
-                tracing::debug!(?register, value, "write to a register ignored");
-                self.ignore()
-            }
-        }
-    }
-
-    fn ignore(&mut self) -> Answer {
-        self.malformed += 1;
-        Answer::Now
-    }
-
     fn write_status(&mut self, value: u32) -> Answer {
         if value == 0 {
             return self.begin_reset();
@@ -344,11 +187,13 @@ impl Transport {
         }
         status |= added;
         if added & STATUS_FEATURES_OK != 0 && !self.accepts(self.registers.driver_features) {
-            tracing::info!(
-                driver = format_args!("{:#x}", self.registers.driver_features),
-                offered = format_args!("{:#x}", self.offered()),
-                "the guest's choice of features is refused"
-            );
+            if self.notifier.may_log() {
+                tracing::info!(
+                    driver = format_args!("{:#x}", self.registers.driver_features),
+                    offered = format_args!("{:#x}", self.offered()),
+                    "the guest's choice of features is refused"
+                );
+            }
             status &= !STATUS_FEATURES_OK;
         }
         if added & STATUS_DRIVER_OK != 0 && status & STATUS_FEATURES_OK == 0 {
@@ -357,10 +202,12 @@ impl Transport {
         }
         self.registers.status = status;
         if added & status & STATUS_DRIVER_OK != 0 {
-            tracing::info!(
-                features = format_args!("{:#x}", self.registers.driver_features),
-                "the guest's driver is up"
-            );
+            if self.notifier.may_log() {
+                tracing::info!(
+                    features = format_args!("{:#x}", self.registers.driver_features),
+                    "the guest's driver is up"
+                );
+            }
             for index in self.queues.ready() {
                 self.start(index);
             }
@@ -420,12 +267,14 @@ impl Transport {
             provider: &*self.provider,
         };
         if let Err(error) = self.queues.start(index, &mut *self.device, &context) {
-            let error = super::worker::with_causes(&*error);
-            tracing::warn!(
-                queue = index,
-                error,
-                "queue cannot be started; the device needs a reset"
-            );
+            if self.notifier.may_log() {
+                let error = super::worker::with_causes(&*error);
+                tracing::warn!(
+                    queue = index,
+                    error,
+                    "queue cannot be started; the device needs a reset"
+                );
+            }
             self.notifier.need_reset();
         }
     }
@@ -478,30 +327,4 @@ impl std::fmt::Debug for Transport {
             .field("resetting", &self.resetting)
             .finish_non_exhaustive()
     }
-}
-
-/// Half `sel` of 64 feature bits; there are no more.
-fn half(features: u64, sel: u32) -> u32 {
-    let bytes = features.to_le_bytes();
-    let (halves, _) = bytes.as_chunks::<4>();
-    usize::try_from(sel)
-        .ok()
-        .and_then(|sel| halves.get(sel))
-        .map_or(0, |half| u32::from_le_bytes(*half))
-}
-
-fn set_half(features: &mut u64, sel: u32, value: u32) -> bool {
-    let value = u64::from(value);
-    match sel {
-        0 => *features = *features & !0xffff_ffff | value,
-        1 => *features = *features & 0xffff_ffff | value << 32,
-        // bits that do not exist are not taken
-        _ => return value == 0,
-    }
-    true
-}
-
-/// virtio 1.3 §4.2.2.2: 8, 16, 32 or 64 bit wide, and aligned.
-fn is_natural(offset: u64, size: u8) -> bool {
-    matches!(size, 1 | 2 | 4 | 8) && offset.is_multiple_of(u64::from(size))
 }

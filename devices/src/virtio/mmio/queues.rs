@@ -161,7 +161,7 @@ impl Queues {
             Register::QueueDeviceHigh => (&mut layout.used, 1),
             _ => return false,
         };
-        super::set_half(address, half, value)
+        super::access::set_half(address, half, value)
     }
 
     /// Marks a queue as in use, if its registers make sense.

@@ -131,16 +131,9 @@ impl Store {
                 thread: Mutex::new(Some(thread)),
             }),
         };
-        let fresh = [
-            ("/tool/xenstored", ""),
-            ("/local/domain/0/domid", "0"),
-            ("/local/domain/0/name", "Domain-0"),
-        ];
-        for (path, value) in fresh {
-            store
-                .write(path, value)
-                .map_err(|errno| io::Error::other(errno.to_string()))?;
-        }
+        store
+            .change(State::furnish)
+            .map_err(|errno| io::Error::other(errno.to_string()))?;
         Ok(store)
     }
 
@@ -170,6 +163,16 @@ impl Store {
     /// watches and transactions; the nodes stay.
     pub fn restart(&self) {
         self.change(State::disconnect_all);
+    }
+
+    /// The daemon dies and another one is started in its place, as C
+    /// xenstored is: it keeps nothing of what there was, neither nodes nor
+    /// domains.
+    ///
+    /// # Errors
+    /// As [`Store::write`]; none are to be expected.
+    pub fn restart_empty(&self) -> Result<(), Errno> {
+        self.change(State::begin_anew)
     }
 
     /// Whether new connections are let in; they are at first. With

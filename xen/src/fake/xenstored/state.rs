@@ -134,6 +134,28 @@ impl State {
         }
     }
 
+    /// Writes the nodes of a fresh dom0.
+    pub(super) fn furnish(&mut self) -> Result<(), Errno> {
+        let fresh = [
+            ("/tool/xenstored", ""),
+            ("/local/domain/0/domid", "0"),
+            ("/local/domain/0/name", "Domain-0"),
+        ];
+        self.privileged(|view| {
+            fresh
+                .iter()
+                .try_for_each(|(path, value)| view.write(path, value.as_bytes()))
+        })
+    }
+
+    /// Cuts all clients off, and is as at the start.
+    pub(super) fn begin_anew(&mut self) -> Result<(), Errno> {
+        self.disconnect_all();
+        self.nodes = tree::initial();
+        self.introduced = BTreeSet::from([tree::PRIVILEGED]);
+        self.furnish()
+    }
+
     pub(super) fn peer(&mut self, id: u64) -> Result<&mut Peer, Errno> {
         self.peers.get_mut(&id).ok_or(Errno::Io)
     }
