@@ -13,7 +13,9 @@ pub mod blk;
 pub mod console;
 pub mod registry;
 pub mod rng;
+mod unix;
 pub mod virtio;
+pub mod vsock;
 
 #[cfg(test)]
 mod testing;

@@ -12,6 +12,7 @@ use crate::blk::{self, BlkDevice};
 use crate::console::{self, ConsoleDevice};
 use crate::rng::{self, RngDevice};
 use crate::virtio::{Device, DeviceType};
+use crate::vsock::{self, VsockDevice};
 
 /// A kind of device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -152,6 +153,9 @@ table! {
     Console, "console", DeviceType::CONSOLE,
         console::ConsoleConfig, console::ConfigError,
         console::ConsoleSpec, ConsoleDevice::open, console::EndpointError;
+    Vsock, "vsock", DeviceType::SOCKET,
+        vsock::VsockConfig, vsock::ConfigError,
+        vsock::VsockSpec, VsockDevice::open, vsock::ListenError;
 }
 
 #[cfg(test)]

@@ -20,6 +20,8 @@ impl DeviceType {
     pub const CONSOLE: DeviceType = DeviceType(3);
     /// A source of entropy. virtio 1.3 §5.4
     pub const ENTROPY: DeviceType = DeviceType(4);
+    /// A socket device. virtio 1.3 §5.10
+    pub const SOCKET: DeviceType = DeviceType(19);
 }
 
 /// Why a device could not start a queue: a host's failure, told to the guest

@@ -7,7 +7,9 @@ pub mod features;
 pub mod interrupt;
 pub mod log_limit;
 pub mod mmio;
+pub(crate) mod poller;
 pub mod queue;
+pub(crate) mod service_time;
 pub mod timer;
 pub mod worker;
 
