@@ -11,6 +11,7 @@
 
 pub mod blk;
 pub mod console;
+pub mod net;
 pub mod registry;
 pub mod rng;
 mod unix;

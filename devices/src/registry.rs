@@ -10,6 +10,7 @@ use thiserror::Error;
 
 use crate::blk::{self, BlkDevice};
 use crate::console::{self, ConsoleDevice};
+use crate::net::{self, NetDevice};
 use crate::rng::{self, RngDevice};
 use crate::virtio::{Device, DeviceType};
 use crate::vsock::{self, VsockDevice};
@@ -156,6 +157,9 @@ table! {
     Vsock, "vsock", DeviceType::SOCKET,
         vsock::VsockConfig, vsock::ConfigError,
         vsock::VsockSpec, VsockDevice::open, vsock::ListenError;
+    Net, "net", DeviceType::NETWORK,
+        net::NetConfig, net::ConfigError,
+        net::NetSpec, NetDevice::open, net::OpenError;
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 //! At least one entry for each kind of the registry, in its order; a test sees
 //! to it that none is missing.
 
+mod net;
 mod vsock;
 
 use std::io::Write;
@@ -83,6 +84,27 @@ pub const SUBJECTS: &[Subject] = &[
         queue: 2,
         request: vsock::event_buffer,
         is_answer: vsock::is_transport_reset,
+    },
+    Subject {
+        kind: "net",
+        make: net::make_with_reader,
+        queue: 1,
+        request: net::frame,
+        is_answer: net::is_taken,
+    },
+    Subject {
+        kind: "net",
+        make: net::make_with_sender,
+        queue: 0,
+        request: net::buffers,
+        is_answer: net::is_frame,
+    },
+    Subject {
+        kind: "net",
+        make: net::make_with_reader,
+        queue: 2,
+        request: net::command,
+        is_answer: net::is_answer,
     },
 ];
 

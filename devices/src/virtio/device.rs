@@ -14,6 +14,8 @@ pub struct DeviceType(pub u32);
 impl DeviceType {
     /// What a slot without a device answers.
     pub const NONE: DeviceType = DeviceType(0);
+    /// A network card. virtio 1.3 §5.1
+    pub const NETWORK: DeviceType = DeviceType(1);
     /// A block device. virtio 1.3 §5.2
     pub const BLOCK: DeviceType = DeviceType(2);
     /// A console. virtio 1.3 §5.3

@@ -47,6 +47,14 @@ impl Poller {
         Ok(epoll::add(&self.0, fd, EventData::new_u64(name), flags)?)
     }
 
+    /// Tells once that `fd` can be read, or has ended.
+    ///
+    /// # Errors
+    /// As [`Poller::add`].
+    pub fn await_input(&self, fd: impl AsFd, name: u64) -> io::Result<()> {
+        self.await_once(fd, name, EventFlags::IN | EventFlags::RDHUP)
+    }
+
     /// Tells once that `fd` can be written.
     ///
     /// # Errors

@@ -48,6 +48,8 @@ fn the_example_is_a_configuration_and_says_what_it_describes() {
     assert_eq!(uuid.virtio(0, DeviceType(2)).unwrap().kind().name, "blk");
     assert_eq!(uuid.virtio(1, DeviceType(4)).unwrap().kind().name, "rng");
     assert_eq!(uuid.virtio(2, DeviceType(3)), None);
+    assert_eq!(uuid.virtio(3, DeviceType(19)).unwrap().kind().name, "vsock");
+    assert_eq!(uuid.virtio(4, DeviceType(1)).unwrap().kind().name, "net");
 }
 
 #[test]

@@ -1,0 +1,481 @@
+//! Serves a receive queue, on the worker thread that owns it.
+//!
+//! The other end is read only while chains wait to be filled: what comes
+//! meanwhile waits there, or is lost there. A frame that finds too few chains
+//! is kept until there are more; nothing else is.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use swiotlb::{Range, Transfer};
+use zerocopy::IntoBytes;
+
+use super::features as net;
+use super::filter::Filter;
+use super::frame::{FRAME_MAX, FRAME_MIN, HEADER_LEN, Header};
+use super::link::{Deframer, Link};
+use super::port::{Bells, Port, Wire};
+use super::tap::Trouble;
+use crate::unix::{Halt, Stream};
+use crate::virtio::counters::add;
+use crate::virtio::log_limit::LogLimit;
+use crate::virtio::poller::Poller;
+use crate::virtio::queue::DescriptorRanges;
+use crate::virtio::timer::Timer;
+use crate::virtio::worker::with_causes;
+use crate::virtio::{ActiveQueue, Chain, Head, QueueError, QueueHandler};
+
+/// Most bytes given to the guest as one batch, and one frame more.
+const BATCH: usize = 256 << 10;
+/// Most frames of a batch, those that are filtered out too.
+const FRAMES: usize = 256;
+/// Batches before the worker looks whether it is to stop.
+const ROUNDS: usize = 16;
+/// How long a socket is left alone that nobody listens on, and how long a frame
+/// waits for chains.
+const RETRY: Duration = Duration::from_millis(500);
+
+/// Names for the poller.
+const BELL: u64 = 0;
+const TIMER: u64 = 1;
+const SOURCE: u64 = 2;
+const LISTENER: u64 = 3;
+
+/// A chain that waits to be filled.
+#[derive(Debug)]
+struct Waiting {
+    head: Head,
+    ranges: DescriptorRanges,
+    /// Bytes that it takes; not zero.
+    room: usize,
+}
+
+/// A frame with its header, and the chains that it fills.
+type Packet = (Vec<Waiting>, Vec<u8>);
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Receive {
+    port: Arc<Port>,
+    pair: u16,
+    poller: Poller,
+    timer: Timer,
+    waiting: VecDeque<Waiting>,
+    /// Frames may fill several chains.
+    mergeable: bool,
+    /// A frame that finds too few chains.
+    inbox: Option<Vec<u8>>,
+    deframer: Deframer,
+    /// Who is there, if it is a socket.
+    stream: Option<Arc<Stream>>,
+    /// The socket is left alone until the timer rings.
+    resting: bool,
+    /// The frame in the inbox has waited for long enough.
+    stale: bool,
+    filter: (u64, Arc<Filter>),
+    /// What one read brings.
+    scratch: Vec<u8>,
+    log: LogLimit,
+}
+
+/// Why no frame comes.
+enum Pause {
+    /// The other end has none: it is waited for.
+    Source,
+    /// There is no other end.
+    Gone,
+    /// The guest does not use the pair.
+    Unused,
+}
+
+impl Receive {
+    /// # Errors
+    /// No descriptors.
+    pub(super) fn new(port: Arc<Port>, pair: u16, features: u64) -> io::Result<Self> {
+        let (poller, timer) = (Poller::new()?, Timer::new()?);
+        poller.add(&timer, TIMER)?;
+        if let Some(bells) = bells(&port, pair) {
+            poller.add(&bells.receive, BELL)?;
+            // a socket may have to be connected
+            bells.receive.ring();
+        }
+        let mut stream = None;
+        if let Wire::Link(link) = &port.wire {
+            stream = link.stream();
+            if let Some(listener) = link.listener() {
+                poller.await_input(listener, LISTENER)?;
+            }
+        }
+        Ok(Receive {
+            poller,
+            timer,
+            waiting: VecDeque::new(),
+            mergeable: features & net::MRG_RXBUF != 0,
+            inbox: None,
+            deframer: Deframer::default(),
+            stream,
+            resting: false,
+            stale: false,
+            filter: port.filter(),
+            scratch: vec![0; FRAME_MAX],
+            log: LogLimit::default(),
+            port,
+            pair,
+        })
+    }
+
+    /// Moves what can be moved.
+    fn pump(&mut self, queue: &mut ActiveQueue) -> Result<(), QueueError> {
+        self.meet();
+        if self.pair == 0 && self.port.take_news() {
+            queue.config_changed();
+        }
+        for _ in 0..ROUNDS {
+            if self.filter.0 != self.port.filter_number() {
+                self.filter = self.port.filter();
+            }
+            let (packets, pause) = self.collect();
+            self.deliver(queue, packets)?;
+            match pause {
+                None if self.waiting.is_empty() || self.inbox.is_some() => return Ok(()),
+                None => {}
+                Some(Pause::Source) => {
+                    self.await_source();
+                    return Ok(());
+                }
+                Some(Pause::Gone) => {
+                    self.gone();
+                    return Ok(());
+                }
+                // a bell tells when it does
+                Some(Pause::Unused) => return Ok(()),
+            }
+        }
+        if let Some(bells) = bells(&self.port, self.pair) {
+            bells.receive.ring();
+        }
+        Ok(())
+    }
+
+    /// Reads frames, as far as chains go.
+    fn collect(&mut self) -> (Vec<Packet>, Option<Pause>) {
+        let (mut packets, mut total) = (Vec::new(), 0);
+        for _ in 0..FRAMES {
+            if total >= BATCH || self.waiting.is_empty() {
+                break;
+            }
+            let frame = match self.inbox.take() {
+                Some(frame) => frame,
+                None => match self.next_frame() {
+                    Ok(frame) => frame,
+                    Err(pause) => return (packets, Some(pause)),
+                },
+            };
+            let counters = &self.port.stats.counters;
+            let Some(bytes) = frame
+                .get(HEADER_LEN..)
+                .filter(|bytes| bytes.len() >= FRAME_MIN)
+            else {
+                add(&counters.rx_dropped, 1);
+                continue;
+            };
+            if !self.port.is_up() || !self.filter.1.lets_through(bytes) {
+                add(&counters.rx_filtered, 1);
+                continue;
+            }
+            let len = frame.len();
+            match self.place(frame) {
+                Some(packet) => {
+                    total += len;
+                    packets.push(packet);
+                }
+                None if self.inbox.is_some() => break,
+                None => {}
+            }
+        }
+        (packets, None)
+    }
+
+    /// Reads a frame behind its header.
+    fn next_frame(&mut self) -> Result<Vec<u8>, Pause> {
+        if !self.port.uses(self.pair) {
+            return Err(Pause::Unused);
+        }
+        match &self.port.wire {
+            Wire::Tap(tap) => {
+                let queue = tap.queue(self.pair).ok_or(Pause::Gone)?;
+                loop {
+                    match queue.read(&mut self.scratch) {
+                        Ok(count) => {
+                            return Ok(self.scratch.get(..count).unwrap_or_default().to_vec());
+                        }
+                        Err(Trouble::Wait | Trouble::Lost) => return Err(Pause::Source),
+                        // one frame that is no frame
+                        Err(Trouble::Bad) => add(&self.port.stats.counters.rx_dropped, 1),
+                        Err(Trouble::Gone) if self.port.uses(self.pair) => {
+                            return Err(Pause::Gone);
+                        }
+                        Err(Trouble::Gone) => return Err(Pause::Unused),
+                    }
+                }
+            }
+            Wire::Link(_) => {
+                let stream = self.stream.clone().ok_or(Pause::Gone)?;
+                loop {
+                    match self.deframer.next() {
+                        Ok(Some(frame)) => return Ok(frame),
+                        Ok(None) => {}
+                        Err(error) => {
+                            add(&self.port.stats.counters.rx_dropped, 1);
+                            tracing::warn!(
+                                wire = self.port.wire.name(),
+                                %error,
+                                "the other end of a network card sends nonsense: it is left"
+                            );
+                            return Err(Pause::Gone);
+                        }
+                    }
+                    match self.deframer.fill(&stream) {
+                        Ok(()) => {}
+                        Err(Halt::Wait) => return Err(Pause::Source),
+                        Err(Halt::Gone) => return Err(Pause::Gone),
+                        Err(Halt::Failed(error)) => {
+                            add(&self.port.stats.counters.host_errors, 1);
+                            tracing::debug!(%error, "a network card's socket has failed");
+                            return Err(Pause::Gone);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Finds chains for a frame. One that finds too few goes to the inbox for a
+    /// while.
+    fn place(&mut self, mut frame: Vec<u8>) -> Option<Packet> {
+        let (mut room, mut count) = (0usize, 0u16);
+        for waiting in &self.waiting {
+            if room >= frame.len() || count > 0 && !self.mergeable {
+                break;
+            }
+            room = room.saturating_add(waiting.room);
+            count = count.saturating_add(1);
+        }
+        if room < frame.len() {
+            match self.mergeable && !std::mem::take(&mut self.stale) {
+                true => {
+                    self.inbox = Some(frame);
+                    self.timer.arm(RETRY);
+                }
+                // there may never be enough
+                false => add(&self.port.stats.counters.rx_dropped, 1),
+            }
+            return None;
+        }
+        let buffers = Header {
+            num_buffers: count.into(),
+            ..Header::default()
+        };
+        // the other end says the rest of the header
+        let (of_buffers, said) = (buffers.as_bytes().last_chunk::<2>(), frame.get_mut(10..12));
+        if let (Some(from), Some(to)) = (of_buffers, said) {
+            to.copy_from_slice(from);
+        }
+        self.stale = false;
+        let chains = self.waiting.drain(..usize::from(count)).collect();
+        Some((chains, frame))
+    }
+
+    /// Gives frames to the guest, as one batch.
+    fn deliver(&mut self, queue: &mut ActiveQueue, packets: Vec<Packet>) -> Result<(), QueueError> {
+        if packets.is_empty() {
+            return Ok(());
+        }
+        let mut transfers = Vec::new();
+        for (chains, frame) in &packets {
+            let mut rest = frame.as_slice();
+            for chain in chains {
+                let (now, after) = rest.split_at(chain.room.min(rest.len()));
+                rest = after;
+                transfers.push(Transfer::to_guest(chain.ranges.iter().copied(), now));
+            }
+        }
+        queue.dma().transfer(&mut transfers);
+        let mut results = transfers.into_iter().map(|transfer| {
+            let written = match &transfer.bytes {
+                swiotlb::TransferBytes::ToGuest(bytes) => bytes.len(),
+                swiotlb::TransferBytes::FromGuest(_) => 0,
+            };
+            (written, transfer.result)
+        });
+        let mut shown = Vec::with_capacity(packets.len());
+        let mut broken = Ok(());
+        for (chains, frame) in &packets {
+            let mut lens = Vec::with_capacity(chains.len());
+            for (chain, (written, result)) in chains.iter().zip(results.by_ref()) {
+                if let Err(fault) = result {
+                    // there is no status to tell it by
+                    let head = chain.head.index();
+                    let why = format!("its buffer cannot be written: {}", with_causes(&fault));
+                    broken = Err(QueueError::Request { head, why });
+                }
+                lens.push(u32::try_from(written).unwrap_or(u32::MAX));
+            }
+            shown.push((lens, frame.len() - HEADER_LEN));
+        }
+        drop(results);
+        broken?;
+        for ((chains, _), (lens, bytes)) in packets.into_iter().zip(shown) {
+            let heads = chains.into_iter().map(|chain| chain.head).zip(lens);
+            queue.push_together(heads.collect())?;
+            add(&self.port.stats.counters.rx_frames, 1);
+            add(&self.port.stats.counters.rx_bytes, bytes);
+        }
+        Ok(())
+    }
+
+    /// Waits for the next frame.
+    fn await_source(&mut self) {
+        let awaited = match &self.port.wire {
+            Wire::Tap(tap) => match tap.queue(self.pair) {
+                Some(queue) => self.poller.await_input(queue, SOURCE),
+                None => Ok(()),
+            },
+            Wire::Link(_) => match &self.stream {
+                Some(stream) => self.poller.await_input(&**stream, SOURCE),
+                None => Ok(()),
+            },
+        };
+        if let Err(error) = awaited {
+            add(&self.port.stats.counters.host_errors, 1);
+            tracing::error!(%error, "a network card's frames cannot be waited for");
+            self.gone();
+        }
+    }
+
+    /// There is no other end any more.
+    fn gone(&mut self) {
+        let wire = self.port.wire.name();
+        if let Wire::Link(link) = &self.port.wire {
+            self.stream = None;
+            self.deframer.clear();
+            link.part();
+            // somebody may be there soon, and not at once again and again
+            self.resting = true;
+            self.timer.arm(RETRY);
+        }
+        if self.port.set_connected(false) {
+            tracing::warn!(
+                wire,
+                "a network card has lost its other end: its link is down"
+            );
+        }
+    }
+
+    /// Sees to it that somebody is there, if it is a socket.
+    fn meet(&mut self) {
+        let Wire::Link(link) = &self.port.wire else {
+            return;
+        };
+        if self.stream.is_some() || self.resting {
+            return;
+        }
+        match link.meet() {
+            Ok(Some(stream)) => {
+                self.stream = Some(stream);
+                self.port.set_connected(true);
+                tracing::info!(wire = self.port.wire.name(), "a network card is connected");
+                // what it has sent may be there already
+                self.await_source();
+            }
+            Ok(None) => Self::await_client(link, &self.poller),
+            Err(error) => {
+                let failed = link.listener().is_some();
+                add(&self.port.stats.counters.host_errors, failed.into());
+                if let Some(withheld) = self.log.due() {
+                    let wire = self.port.wire.name();
+                    tracing::info!(wire, %error, withheld, "nobody is at a network card's socket");
+                }
+                self.resting = true;
+                self.timer.arm(RETRY);
+            }
+        }
+    }
+
+    fn await_client(link: &Link, poller: &Poller) {
+        if let Some(listener) = link.listener()
+            && let Err(error) = poller.await_input(listener, LISTENER)
+        {
+            tracing::error!(%error, "a network card's clients cannot be waited for");
+        }
+    }
+}
+
+fn bells(port: &Port, pair: u16) -> Option<&Bells> {
+    port.bells.get(usize::from(pair))
+}
+
+impl QueueHandler for Receive {
+    fn serve(&mut self, queue: &mut ActiveQueue, chains: Vec<Chain>) -> Result<(), QueueError> {
+        for chain in chains {
+            let room = chain.writable.iter().map(Range::len);
+            let room = usize::try_from(room.fold(0, u32::saturating_add)).unwrap_or(FRAME_MAX);
+            // a header is never divided. virtio 1.3 §5.1.6.3.1
+            match room >= HEADER_LEN {
+                true => self.waiting.push_back(Waiting {
+                    head: chain.head,
+                    ranges: chain.writable,
+                    room: room.min(FRAME_MAX),
+                }),
+                false => {
+                    add(&self.port.stats.counters.bad_requests, 1);
+                    queue.push_copied(chain.head, 0)?;
+                }
+            }
+        }
+        self.pump(queue)
+    }
+
+    fn room(&self) -> usize {
+        usize::from(self.port.spec.queue_size).saturating_sub(self.waiting.len())
+    }
+
+    fn event(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.poller.as_fd())
+    }
+
+    fn advance(&mut self, queue: &mut ActiveQueue) -> Result<(), QueueError> {
+        for name in self.poller.take() {
+            match name {
+                BELL => {
+                    if let Some(bells) = bells(&self.port, self.pair) {
+                        bells.receive.hear();
+                    }
+                }
+                TIMER => {
+                    self.timer.take();
+                    self.resting = false;
+                    self.stale = self.inbox.is_some();
+                }
+                // looked at below
+                _ => {}
+            }
+        }
+        // a socket may have ended while no chain waits
+        if self.waiting.is_empty()
+            && let Some(stream) = &self.stream
+            && stream.hung_up()
+        {
+            self.gone();
+        }
+        self.pump(queue)
+    }
+
+    fn settle(&mut self, _queue: &mut ActiveQueue) {
+        // nothing of the guest's is held for them, and it forgets them
+        self.waiting.clear();
+    }
+}
