@@ -1,9 +1,10 @@
 /* stream ADDRESS MIB [COUNT]: COUNT connections (one), each in a process of its own; over each MIB MiB of noise go
  * both ways at once, and each side ends its direction when it has sent everything.
- * ADDRESS is vsock:CID:PORT, vsock-listen:PORT, unix-listen:PATH, or host:PATH:PORT (the guest's PORT, asked for at the
- * unix socket PATH). "listening" is said once others can connect.
+ * ADDRESS is vsock:CID:PORT, vsock-listen:PORT, tcp:IP:PORT, tcp-listen:PORT, unix-listen:PATH, or host:PATH:PORT (the
+ * guest's PORT, asked for at the unix socket PATH). "listening" is said once others can connect.
  * Says "sent SUM", "received SUM" for each connection and "took SECONDS"; ends with status 1 where one fails. */
 #define _GNU_SOURCE
+#include <arpa/inet.h>
 #include <err.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -114,6 +115,16 @@ static int connect_vsock(unsigned cid, unsigned port) {
 	return fd;
 }
 
+static int connect_tcp(const char *host, unsigned port) {
+	struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons((uint16_t)port)};
+	int fd = socket_of(AF_INET);
+	if (inet_pton(AF_INET, host, &address.sin_addr) != 1)
+		errx(2, "%s is no address", host);
+	if (connect(fd, (struct sockaddr *)&address, sizeof address))
+		err(1, "connect");
+	return fd;
+}
+
 static int connect_host(const char *path, unsigned port) {
 	struct sockaddr_un address = unix_address(path);
 	char byte, line[32];
@@ -147,6 +158,14 @@ static int listen_vsock(unsigned port) {
 	return listen_on(socket_of(AF_VSOCK), &address, sizeof address);
 }
 
+static int listen_tcp(unsigned port) {
+	struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons((uint16_t)port)};
+	int fd = socket_of(AF_INET), yes = 1;
+	if (setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof yes))
+		err(1, "setsockopt");
+	return listen_on(fd, &address, sizeof address);
+}
+
 int main(int argc, char **argv) {
 	char path[108];
 	unsigned cid, port;
@@ -160,6 +179,8 @@ int main(int argc, char **argv) {
 		listener = listen_unix(argv[1] + 12);
 	else if (sscanf(argv[1], "vsock-listen:%u", &port) == 1)
 		listener = listen_vsock(port);
+	else if (sscanf(argv[1], "tcp-listen:%u", &port) == 1)
+		listener = listen_tcp(port);
 
 	double began = now();
 	for (unsigned long i = 0; i < count; i++) {
@@ -176,6 +197,8 @@ int main(int argc, char **argv) {
 				close(listener);
 			else if (sscanf(argv[1], "vsock:%u:%u", &cid, &port) == 2)
 				fd = connect_vsock(cid, port);
+			else if (sscanf(argv[1], "tcp:%107[^:]:%u", path, &port) == 2)
+				fd = connect_tcp(path, port);
 			else if (sscanf(argv[1], "host:%107[^:]:%u", path, &port) == 2)
 				fd = connect_host(path, port);
 			else
