@@ -118,7 +118,7 @@ impl Control {
                 }
                 Ok(())
             }
-            // §5.1.6.5.6: what may be left open in frames
+            // §5.1.6.5, offloads state configuration
             (5, 0) => {
                 has(net::CTRL_GUEST_OFFLOADS)?;
                 let offloads = read::<U64>(data)?.get();

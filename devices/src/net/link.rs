@@ -138,11 +138,12 @@ impl Deframer {
         read.map(drop)
     }
 
-    /// The next frame, behind room for a header, if it is there as a whole.
+    /// Puts the next frame into `room`, behind a header of zeroes, if it is
+    /// there as a whole; its length with the header. `room` takes any frame.
     ///
     /// # Errors
     /// A length that no frame has; the stream is of no use any more.
-    pub fn next(&mut self) -> Result<Option<Vec<u8>>, BadLength> {
+    pub fn next(&mut self, room: &mut [u8]) -> Result<Option<usize>, BadLength> {
         let rest = self.bytes.get(self.at..).unwrap_or_default();
         let Some((length, rest)) = rest.split_first_chunk::<LENGTH>() else {
             return Ok(None);
@@ -152,14 +153,15 @@ impl Deframer {
         if !(FRAME_MIN..=FRAME_MAX - HEADER_LEN).contains(&length) {
             return Err(BadLength(said));
         }
-        let Some(frame) = rest.get(..length) else {
+        let whole = HEADER_LEN + length;
+        let (Some(frame), Some(room)) = (rest.get(..length), room.get_mut(..whole)) else {
             return Ok(None);
         };
-        let mut packet = Vec::with_capacity(HEADER_LEN + length);
-        packet.resize(HEADER_LEN, 0);
-        packet.extend_from_slice(frame);
+        let (header, to) = room.split_at_mut(HEADER_LEN);
+        header.fill(0);
+        to.copy_from_slice(frame);
         self.at += LENGTH + length;
-        Ok(Some(packet))
+        Ok(Some(whole))
     }
 
     /// Forgets a stream that has ended.
@@ -277,9 +279,10 @@ mod tests {
         for piece in bytes.chunks(1000) {
             other.write_all(piece).unwrap();
             deframer.fill(&stream).unwrap();
-            while let Some(packet) = deframer.next().unwrap() {
-                assert_eq!(packet[..HEADER_LEN], [0; HEADER_LEN]);
-                found.push(packet[HEADER_LEN..].to_vec());
+            let mut room = vec![0xff; FRAME_MAX];
+            while let Some(len) = deframer.next(&mut room).unwrap() {
+                assert_eq!(room[..HEADER_LEN], [0; HEADER_LEN]);
+                found.push(room[HEADER_LEN..len].to_vec());
             }
         }
 
@@ -295,7 +298,8 @@ mod tests {
             other.write_all(&length.to_be_bytes()).unwrap();
 
             deframer.fill(&stream).unwrap();
-            let error = deframer.next().unwrap_err().to_string();
+            let mut room = vec![0; FRAME_MAX];
+            let error = deframer.next(&mut room).unwrap_err().to_string();
 
             assert!(error.contains(&length.to_string()));
         }
@@ -317,12 +321,13 @@ mod tests {
             other.into()
         });
         let (mut deframer, mut found) = (Deframer::default(), 0u8);
+        let mut room = vec![0; FRAME_MAX];
         while found < sent {
             // whichever of both can go on
             let _ = framer.finish();
             let _ = deframer.fill(&other);
-            while let Some(packet) = deframer.next().unwrap() {
-                assert!(packet[HEADER_LEN..].iter().all(|byte| *byte == found));
+            while let Some(len) = deframer.next(&mut room).unwrap() {
+                assert!(room[HEADER_LEN..len].iter().all(|byte| *byte == found));
                 found += 1;
             }
         }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use swiotlb::{Range, Transfer};
-use zerocopy::IntoBytes;
+use zerocopy::FromBytes;
 
 use super::features as net;
 use super::filter::Filter;
@@ -53,8 +53,8 @@ struct Waiting {
     room: usize,
 }
 
-/// A frame with its header, and the chains that it fills.
-type Packet = (Vec<Waiting>, Vec<u8>);
+/// The chains that a frame fills, and where it is with its header.
+type Packet = (Vec<Waiting>, std::ops::Range<usize>);
 
 /// See the module.
 #[derive(Debug)]
@@ -76,8 +76,8 @@ pub(super) struct Receive {
     /// The frame in the inbox has waited for long enough.
     stale: bool,
     filter: (u64, Arc<Filter>),
-    /// What one read brings.
-    scratch: Vec<u8>,
+    /// The frames of a batch, one behind the other, and room for one more.
+    arena: Vec<u8>,
     log: LogLimit,
 }
 
@@ -120,7 +120,7 @@ impl Receive {
             resting: false,
             stale: false,
             filter: port.filter(),
-            scratch: vec![0; FRAME_MAX],
+            arena: vec![0; BATCH + FRAME_MAX],
             log: LogLimit::default(),
             port,
             pair,
@@ -137,8 +137,11 @@ impl Receive {
             if self.filter.0 != self.port.filter_number() {
                 self.filter = self.port.filter();
             }
-            let (packets, pause) = self.collect();
-            self.deliver(queue, packets)?;
+            let mut arena = std::mem::take(&mut self.arena);
+            let (packets, pause) = self.collect(&mut arena);
+            let delivered = self.deliver(queue, packets, &arena);
+            self.arena = arena;
+            delivered?;
             match pause {
                 None if self.waiting.is_empty() || self.inbox.is_some() => return Ok(()),
                 None => {}
@@ -161,46 +164,42 @@ impl Receive {
     }
 
     /// Reads frames, as far as chains go.
-    fn collect(&mut self) -> (Vec<Packet>, Option<Pause>) {
-        let (mut packets, mut total) = (Vec::new(), 0);
+    fn collect(&mut self, arena: &mut [u8]) -> (Vec<Packet>, Option<Pause>) {
+        let (mut packets, mut at) = (Vec::new(), 0);
         for _ in 0..FRAMES {
-            if total >= BATCH || self.waiting.is_empty() {
+            if at >= BATCH || self.waiting.is_empty() {
                 break;
             }
-            let frame = match self.inbox.take() {
-                Some(frame) => frame,
-                None => match self.next_frame() {
-                    Ok(frame) => frame,
-                    Err(pause) => return (packets, Some(pause)),
-                },
+            let room = arena.get_mut(at..).unwrap_or_default();
+            let len = match self.next_frame(room) {
+                Ok(len) => len,
+                Err(pause) => return (packets, Some(pause)),
             };
+            let frame = room.get_mut(..len).unwrap_or_default();
             let counters = &self.port.stats.counters;
-            let Some(bytes) = frame
-                .get(HEADER_LEN..)
-                .filter(|bytes| bytes.len() >= FRAME_MIN)
-            else {
+            let bytes = frame.get(HEADER_LEN..).unwrap_or_default();
+            if bytes.len() < FRAME_MIN {
                 add(&counters.rx_dropped, 1);
-                continue;
-            };
-            if !self.port.is_up() || !self.filter.1.lets_through(bytes) {
+            } else if !self.port.is_up() || !self.filter.1.lets_through(bytes) {
                 add(&counters.rx_filtered, 1);
-                continue;
-            }
-            let len = frame.len();
-            match self.place(frame) {
-                Some(packet) => {
-                    total += len;
-                    packets.push(packet);
-                }
-                None if self.inbox.is_some() => break,
-                None => {}
+            } else if let Some(chains) = self.place(frame) {
+                packets.push((chains, at..at + len));
+                at += len;
+            } else if self.inbox.is_some() {
+                break;
             }
         }
         (packets, None)
     }
 
-    /// Reads a frame behind its header.
-    fn next_frame(&mut self) -> Result<Vec<u8>, Pause> {
+    /// Reads a frame behind its header; its length with both.
+    fn next_frame(&mut self, room: &mut [u8]) -> Result<usize, Pause> {
+        if let Some(frame) = self.inbox.take() {
+            for (to, from) in room.iter_mut().zip(&frame) {
+                *to = *from;
+            }
+            return Ok(frame.len());
+        }
         if !self.port.uses(self.pair) {
             return Err(Pause::Unused);
         }
@@ -208,10 +207,8 @@ impl Receive {
             Wire::Tap(tap) => {
                 let queue = tap.queue(self.pair).ok_or(Pause::Gone)?;
                 loop {
-                    match queue.read(&mut self.scratch) {
-                        Ok(count) => {
-                            return Ok(self.scratch.get(..count).unwrap_or_default().to_vec());
-                        }
+                    match queue.read(room) {
+                        Ok(count) => return Ok(count),
                         Err(Trouble::Wait | Trouble::Lost) => return Err(Pause::Source),
                         // one frame that is no frame
                         Err(Trouble::Bad) => add(&self.port.stats.counters.rx_dropped, 1),
@@ -225,8 +222,8 @@ impl Receive {
             Wire::Link(_) => {
                 let stream = self.stream.clone().ok_or(Pause::Gone)?;
                 loop {
-                    match self.deframer.next() {
-                        Ok(Some(frame)) => return Ok(frame),
+                    match self.deframer.next(room) {
+                        Ok(Some(len)) => return Ok(len),
                         Ok(None) => {}
                         Err(error) => {
                             add(&self.port.stats.counters.rx_dropped, 1);
@@ -253,9 +250,9 @@ impl Receive {
         }
     }
 
-    /// Finds chains for a frame. One that finds too few goes to the inbox for a
-    /// while.
-    fn place(&mut self, mut frame: Vec<u8>) -> Option<Packet> {
+    /// Finds chains for a frame, and says in its header how many. One that
+    /// finds too few goes to the inbox for a while.
+    fn place(&mut self, frame: &mut [u8]) -> Option<Vec<Waiting>> {
         let (mut room, mut count) = (0usize, 0u16);
         for waiting in &self.waiting {
             if room >= frame.len() || count > 0 && !self.mergeable {
@@ -264,10 +261,11 @@ impl Receive {
             room = room.saturating_add(waiting.room);
             count = count.saturating_add(1);
         }
+        let stale = std::mem::take(&mut self.stale);
         if room < frame.len() {
-            match self.mergeable && !std::mem::take(&mut self.stale) {
+            match self.mergeable && !stale {
                 true => {
-                    self.inbox = Some(frame);
+                    self.inbox = Some(frame.to_vec());
                     self.timer.arm(RETRY);
                 }
                 // there may never be enough
@@ -275,64 +273,48 @@ impl Receive {
             }
             return None;
         }
-        let buffers = Header {
-            num_buffers: count.into(),
-            ..Header::default()
-        };
-        // the other end says the rest of the header
-        let (of_buffers, said) = (buffers.as_bytes().last_chunk::<2>(), frame.get_mut(10..12));
-        if let (Some(from), Some(to)) = (of_buffers, said) {
-            to.copy_from_slice(from);
+        if let Ok((header, _)) = Header::mut_from_prefix(frame) {
+            // the other end says the rest of it
+            header.num_buffers = count.into();
         }
-        self.stale = false;
-        let chains = self.waiting.drain(..usize::from(count)).collect();
-        Some((chains, frame))
+        Some(self.waiting.drain(..usize::from(count)).collect())
     }
 
     /// Gives frames to the guest, as one batch.
-    fn deliver(&mut self, queue: &mut ActiveQueue, packets: Vec<Packet>) -> Result<(), QueueError> {
+    fn deliver(
+        &mut self,
+        queue: &mut ActiveQueue,
+        packets: Vec<Packet>,
+        arena: &[u8],
+    ) -> Result<(), QueueError> {
         if packets.is_empty() {
             return Ok(());
         }
-        let mut transfers = Vec::new();
-        for (chains, frame) in &packets {
-            let mut rest = frame.as_slice();
+        let (mut transfers, mut lens) = (Vec::new(), Vec::new());
+        for (chains, place) in &packets {
+            let mut rest = arena.get(place.clone()).unwrap_or_default();
             for chain in chains {
                 let (now, after) = rest.split_at(chain.room.min(rest.len()));
                 rest = after;
+                lens.push(u32::try_from(now.len()).unwrap_or(u32::MAX));
                 transfers.push(Transfer::to_guest(chain.ranges.iter().copied(), now));
             }
         }
         queue.dma().transfer(&mut transfers);
-        let mut results = transfers.into_iter().map(|transfer| {
-            let written = match &transfer.bytes {
-                swiotlb::TransferBytes::ToGuest(bytes) => bytes.len(),
-                swiotlb::TransferBytes::FromGuest(_) => 0,
-            };
-            (written, transfer.result)
-        });
-        let mut shown = Vec::with_capacity(packets.len());
-        let mut broken = Ok(());
-        for (chains, frame) in &packets {
-            let mut lens = Vec::with_capacity(chains.len());
-            for (chain, (written, result)) in chains.iter().zip(results.by_ref()) {
-                if let Err(fault) = result {
-                    // there is no status to tell it by
-                    let head = chain.head.index();
-                    let why = format!("its buffer cannot be written: {}", with_causes(&fault));
-                    broken = Err(QueueError::Request { head, why });
-                }
-                lens.push(u32::try_from(written).unwrap_or(u32::MAX));
-            }
-            shown.push((lens, frame.len() - HEADER_LEN));
+        let heads = packets.iter().flat_map(|(chains, _)| chains);
+        for (chain, transfer) in heads.zip(transfers) {
+            // there is no status to tell it by
+            transfer.result.map_err(|fault| QueueError::Request {
+                head: chain.head.index(),
+                why: format!("its buffer cannot be written: {}", with_causes(&fault)),
+            })?;
         }
-        drop(results);
-        broken?;
-        for ((chains, _), (lens, bytes)) in packets.into_iter().zip(shown) {
-            let heads = chains.into_iter().map(|chain| chain.head).zip(lens);
-            queue.push_together(heads.collect())?;
+        let mut lens = lens.into_iter();
+        for (chains, place) in packets {
+            let heads = chains.into_iter().map(|chain| chain.head);
+            queue.push_together(heads.zip(lens.by_ref()).collect())?;
             add(&self.port.stats.counters.rx_frames, 1);
-            add(&self.port.stats.counters.rx_bytes, bytes);
+            add(&self.port.stats.counters.rx_bytes, place.len() - HEADER_LEN);
         }
         Ok(())
     }

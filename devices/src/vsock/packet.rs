@@ -7,7 +7,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 pub(super) const HOST_CID: u64 = 2;
 /// A stream socket, the only type that is offered. virtio 1.3 §5.10.6
 pub(super) const TYPE_STREAM: u16 = 1;
-/// The sender will receive no more. virtio 1.3 §5.10.6.6
+/// The sender will receive no more. virtio 1.3 §5.10.6.5
 pub(super) const SHUTDOWN_RECEIVE: u32 = 1 << 0;
 /// The sender will send no more.
 pub(super) const SHUTDOWN_SEND: u32 = 1 << 1;

@@ -204,9 +204,29 @@ impl Transmit {
             }
             Err(error) => {
                 add(&counters.refused, 1);
-                tracing::debug!(port = key.host, %error, "nobody listens for the guest");
                 self.hub.lock().refuse(key);
+                self.log_refusal(key.host, &error);
             }
+        }
+    }
+
+    /// A guest may try ports as fast as it likes: that nobody is there is for
+    /// debugging alone.
+    fn log_refusal(&mut self, port: u32, error: &io::Error) {
+        let usual = [
+            io::ErrorKind::NotFound,
+            io::ErrorKind::ConnectionRefused,
+            // too many wait there
+            io::ErrorKind::WouldBlock,
+        ];
+        if usual.contains(&error.kind()) {
+            tracing::debug!(port, %error, "nobody listens for the guest");
+            return;
+        }
+        add(&self.hub.stats.counters.host_errors, 1);
+        if let Some(withheld) = self.log.due() {
+            let path = self.hub.spec.path.display();
+            tracing::warn!(%path, port, %error, withheld, "a guest cannot be connected");
         }
     }
 
@@ -308,15 +328,17 @@ impl QueueHandler for Transmit {
             result = self.take_batch(queue, &mut packets);
         }
         self.hub.stir();
+        if self.hub.lock().room_for_replies() == 0
+            && let Some(withheld) = self.log.due()
+        {
+            let path = self.hub.spec.path.display();
+            tracing::warn!(%path, withheld, "the guest takes no replies: its packets wait");
+        }
         result
     }
 
     fn room(&self) -> usize {
-        let room = self.hub.lock().room_for_replies();
-        if room == 0 {
-            tracing::trace!("the guest takes no replies: its packets wait");
-        }
-        room.min(BATCH)
+        self.hub.lock().room_for_replies().min(BATCH)
     }
 
     fn event(&self) -> Option<BorrowedFd<'_>> {
@@ -328,11 +350,6 @@ impl QueueHandler for Transmit {
             match name {
                 BELL => {
                     self.hub.writer().hear();
-                    if self.hub.lock().room_for_replies() == 0
-                        && let Some(withheld) = self.log.due()
-                    {
-                        tracing::warn!(withheld, "the guest sends and takes no replies");
-                    }
                 }
                 id => self.flush(id),
             }
