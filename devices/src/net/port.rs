@@ -204,6 +204,11 @@ impl Port {
         news
     }
 
+    /// The other end is there.
+    pub fn is_connected(&self) -> bool {
+        self.connected.load(Ordering::SeqCst)
+    }
+
     /// The host's user plugs the card in, or out.
     pub fn enable(&self, enabled: bool) {
         if self.enabled.swap(enabled, Ordering::SeqCst) != enabled {
@@ -213,7 +218,7 @@ impl Port {
 
     /// Frames pass.
     pub fn is_up(&self) -> bool {
-        self.connected.load(Ordering::SeqCst) && self.enabled.load(Ordering::SeqCst)
+        self.is_connected() && self.enabled.load(Ordering::SeqCst)
     }
 
     /// Has the guest announce itself, as after it has moved.

@@ -18,7 +18,7 @@ use super::filter::Filter;
 use super::frame::{FRAME_MAX, FRAME_MIN, HEADER_LEN, Header};
 use super::link::{Deframer, Link};
 use super::port::{Bells, Port, Wire};
-use super::tap::Trouble;
+use super::tap::{TapQueue, Trouble};
 use crate::unix::{Halt, Stream};
 use crate::virtio::counters::add;
 use crate::virtio::log_limit::LogLimit;
@@ -73,6 +73,8 @@ pub(super) struct Receive {
     stream: Option<Arc<Stream>>,
     /// The socket is left alone until the timer rings.
     resting: bool,
+    /// The other end's end is waited for, and nothing else of it.
+    watches_end: bool,
     /// The frame in the inbox has waited for long enough.
     stale: bool,
     filter: (u64, Arc<Filter>),
@@ -118,6 +120,7 @@ impl Receive {
             deframer: Deframer::default(),
             stream,
             resting: false,
+            watches_end: false,
             stale: false,
             filter: port.filter(),
             arena: vec![0; BATCH + FRAME_MAX],
@@ -143,7 +146,10 @@ impl Receive {
             self.arena = arena;
             delivered?;
             match pause {
-                None if self.waiting.is_empty() || self.inbox.is_some() => return Ok(()),
+                None if self.waiting.is_empty() || self.inbox.is_some() => {
+                    self.await_end();
+                    return Ok(());
+                }
                 None => {}
                 Some(Pause::Source) => {
                     self.await_source();
@@ -321,20 +327,52 @@ impl Receive {
 
     /// Waits for the next frame.
     fn await_source(&mut self) {
-        let awaited = match &self.port.wire {
-            Wire::Tap(tap) => match tap.queue(self.pair) {
+        self.watches_end = false;
+        let awaited = match (&self.port.wire, &self.stream) {
+            (Wire::Tap(tap), _) => match tap.queue(self.pair) {
                 Some(queue) => self.poller.await_input(queue, SOURCE),
                 None => Ok(()),
             },
-            Wire::Link(_) => match &self.stream {
-                Some(stream) => self.poller.await_input(&**stream, SOURCE),
-                None => Ok(()),
-            },
+            (Wire::Link(_), Some(stream)) => self.poller.await_input(&**stream, SOURCE),
+            (Wire::Link(_), None) => Ok(()),
         };
         if let Err(error) = awaited {
             add(&self.port.stats.counters.host_errors, 1);
             tracing::error!(%error, "a network card's frames cannot be waited for");
             self.gone();
+        }
+    }
+
+    /// Waits for nothing but the other end's end: no chain waits for a frame.
+    fn await_end(&mut self) {
+        // what has ended would be told again and again
+        let there = self.port.uses(self.pair) && self.port.is_connected();
+        if !there || std::mem::replace(&mut self.watches_end, true) {
+            return;
+        }
+        let awaited = match (&self.port.wire, &self.stream) {
+            (Wire::Tap(tap), _) => match tap.queue(self.pair) {
+                Some(queue) => self.poller.await_end(queue, SOURCE),
+                None => Ok(()),
+            },
+            (Wire::Link(_), Some(stream)) => self.poller.await_end(&**stream, SOURCE),
+            (Wire::Link(_), None) => Ok(()),
+        };
+        if let Err(error) = awaited {
+            // it is noticed with the next chain
+            tracing::debug!(%error, "a network card's other end cannot be watched");
+        }
+    }
+
+    /// Whether the other end has gone, as far as it tells without being read.
+    fn has_ended(&self) -> bool {
+        match (&self.port.wire, &self.stream) {
+            (Wire::Tap(tap), _) => {
+                let queue = tap.queue(self.pair);
+                self.port.uses(self.pair) && queue.is_some_and(TapQueue::has_ended)
+            }
+            (Wire::Link(_), Some(stream)) => stream.hung_up(),
+            (Wire::Link(_), None) => false,
         }
     }
 
@@ -442,15 +480,12 @@ impl QueueHandler for Receive {
                     self.resting = false;
                     self.stale = self.inbox.is_some();
                 }
-                // looked at below
+                // it is reported once
+                SOURCE => self.watches_end = false,
                 _ => {}
             }
         }
-        // a socket may have ended while no chain waits
-        if self.waiting.is_empty()
-            && let Some(stream) = &self.stream
-            && stream.hung_up()
-        {
+        if self.waiting.is_empty() && self.port.is_connected() && self.has_ended() {
             self.gone();
         }
         self.pump(queue)

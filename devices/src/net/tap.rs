@@ -7,7 +7,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
+use rustix::time::Timespec;
 use thiserror::Error;
 
 use super::features as net;
@@ -204,6 +206,19 @@ impl TapQueue {
             Ok(count) => Ok(count),
             Err(errno) => Err(trouble(errno)),
         }
+    }
+
+    /// Whether the interface was removed.
+    pub fn has_ended(&self) -> bool {
+        let mut polled = [PollFd::new(&self.0, PollFlags::empty())];
+        let now = Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        poll(&mut polled, Some(&now)).is_ok()
+            && polled
+                .iter()
+                .any(|fd| fd.revents().contains(PollFlags::ERR))
     }
 
     /// Writes a header and a frame.

@@ -55,6 +55,15 @@ impl Poller {
         self.await_once(fd, name, EventFlags::IN | EventFlags::RDHUP)
     }
 
+    /// Tells once that `fd` has ended, on both of its sides.
+    ///
+    /// # Errors
+    /// As [`Poller::add`].
+    pub fn await_end(&self, fd: impl AsFd, name: u64) -> io::Result<()> {
+        // an end is always told
+        self.await_once(fd, name, EventFlags::empty())
+    }
+
     /// Tells once that `fd` can be written.
     ///
     /// # Errors

@@ -121,7 +121,6 @@ fn datagrams_go_both_ways_with_and_without_offloads() {
 #[ignore = "needs root and /dev/net/tun"]
 fn a_tap_that_vanishes_takes_the_link_down_and_nothing_else() {
     let mut rig = on_tap(1, 0);
-    rig.offer(2048);
     let before = rig.status();
 
     ip("link del vm");
@@ -133,6 +132,22 @@ fn a_tap_that_vanishes_takes_the_link_down_and_nothing_else() {
     assert_eq!(rig.transmit.ring.used().len(), 1);
     let stats = rig.stats();
     assert_eq!((stats.link_downs, stats.tx_dropped), (1, 1));
+}
+
+#[test]
+#[ignore = "needs root and /dev/net/tun"]
+fn a_tap_that_vanishes_is_missed_by_a_guest_that_waits_for_frames() {
+    let mut rig = on_tap(1, 0);
+    // the host announces itself by more frames than one
+    for _ in 0..60 {
+        rig.offer(2048);
+    }
+    rig.settle_down();
+
+    ip("link del vm");
+
+    rig.until("the link stays up", |rig| rig.status() == 0);
+    assert_eq!(rig.stats().link_downs, 1);
 }
 
 #[test]
