@@ -315,14 +315,14 @@ impl Receive {
                 why: format!("its buffer cannot be written: {}", with_causes(&fault)),
             })?;
         }
-        let mut lens = lens.into_iter();
-        for (chains, place) in packets {
-            let heads = chains.into_iter().map(|chain| chain.head);
-            queue.push_together(heads.zip(lens.by_ref()).collect())?;
-            add(&self.port.stats.counters.rx_frames, 1);
-            add(&self.port.stats.counters.rx_bytes, place.len() - HEADER_LEN);
-        }
-        Ok(())
+        let counters = &self.port.stats.counters;
+        add(&counters.rx_frames, packets.len());
+        let bytes = packets.iter().map(|(_, place)| place.len() - HEADER_LEN);
+        add(&counters.rx_bytes, bytes.sum());
+        let heads = packets.into_iter().flat_map(|(chains, _)| chains);
+        let heads = heads.map(|chain| chain.head);
+        // a frame's chains together, and so those of all frames
+        queue.push_together(heads.zip(lens).collect())
     }
 
     /// Waits for the next frame.

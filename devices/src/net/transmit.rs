@@ -180,15 +180,16 @@ impl Transmit {
     /// Writes what can be written, in its order.
     fn pump(&mut self, queue: &mut ActiveQueue) -> Result<(), QueueError> {
         loop {
+            let mut sent = Vec::with_capacity(self.stalled.len());
             while let Some((head, frame)) = self.stalled.pop_front() {
                 if !self.send(&frame) {
                     self.stalled.push_front((head, frame));
-                    self.rest();
-                    return Ok(());
+                    break;
                 }
-                queue.push_copied(head, 0)?;
+                sent.push((head, 0));
             }
-            if self.held.is_empty() {
+            queue.push_together(sent)?;
+            if !self.stalled.is_empty() || self.held.is_empty() {
                 self.rest();
                 return Ok(());
             }

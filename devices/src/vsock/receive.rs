@@ -245,7 +245,7 @@ impl Receive {
         queue.dma().transfer(&mut transfers);
         let results: Vec<_> = transfers.into_iter().map(|t| t.result).collect();
         let counters = &self.hub.stats.counters;
-        let mut broken = Ok(());
+        let (mut filled, mut broken) = (Vec::with_capacity(packets.len()), Ok(()));
         for ((waiting, packet), result) in packets.into_iter().zip(results) {
             if let Err(fault) = result {
                 // there is no status to tell it by
@@ -257,8 +257,9 @@ impl Receive {
             add(&counters.rx_packets, 1);
             add(&counters.rx_bytes, packet.len() - HEADER_LEN);
             let written = u32::try_from(packet.len()).unwrap_or(u32::MAX);
-            queue.push_copied(waiting.head, written)?;
+            filled.push((waiting.head, written));
         }
+        queue.push_together(filled)?;
         broken
     }
 }

@@ -151,12 +151,13 @@ impl Transmit {
         for (head, copy) in owners.into_iter().zip(copies) {
             copy.result.map_err(|fault| unreadable(head, &fault))?;
         }
+        let mut taken = Vec::with_capacity(batch.len());
         for (packet, payload) in batch.into_iter().zip(payloads) {
             add(&self.hub.stats.counters.tx_packets, 1);
             self.take(&packet.header, packet.room, &payload);
-            queue.push_copied(packet.head, 0)?;
+            taken.push((packet.head, 0));
         }
-        Ok(())
+        queue.push_together(taken)
     }
 
     /// Does what a packet asks for.

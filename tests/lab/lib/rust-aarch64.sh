@@ -37,7 +37,9 @@ need_rust_aarch64() {
 
 rust_environment() {
   RUST_AARCH64_ENV=(-u RUSTFLAGS -u CARGO_ENCODED_RUSTFLAGS -u CARGO_BUILD_RUSTFLAGS
-    "CARGO_BUILD_TARGET=$RUST_TARGET" "CARGO_TARGET_DIR=$LAB_CACHE/target-aarch64-$1"
+    "CARGO_BUILD_TARGET=$RUST_TARGET"
+    # cargo takes what another checkout of the same packages has built for its own
+    "CARGO_TARGET_DIR=$LAB_CACHE/target-aarch64-$1-$(content_key "$PROJECT")"
     "CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=${CROSS}gcc"
     "CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUSTFLAGS=-C target-feature=+crt-static"
     "${RUST_EXTRA[@]}")
