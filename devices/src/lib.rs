@@ -11,9 +11,12 @@
 
 pub mod blk;
 pub mod console;
+pub mod net;
 pub mod registry;
 pub mod rng;
+mod unix;
 pub mod virtio;
+pub mod vsock;
 
 #[cfg(test)]
 mod testing;

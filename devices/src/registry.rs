@@ -10,8 +10,10 @@ use thiserror::Error;
 
 use crate::blk::{self, BlkDevice};
 use crate::console::{self, ConsoleDevice};
+use crate::net::{self, NetDevice};
 use crate::rng::{self, RngDevice};
 use crate::virtio::{Device, DeviceType};
+use crate::vsock::{self, VsockDevice};
 
 /// A kind of device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -152,6 +154,12 @@ table! {
     Console, "console", DeviceType::CONSOLE,
         console::ConsoleConfig, console::ConfigError,
         console::ConsoleSpec, ConsoleDevice::open, console::EndpointError;
+    Vsock, "vsock", DeviceType::SOCKET,
+        vsock::VsockConfig, vsock::ConfigError,
+        vsock::VsockSpec, VsockDevice::open, vsock::ListenError;
+    Net, "net", DeviceType::NETWORK,
+        net::NetConfig, net::ConfigError,
+        net::NetSpec, NetDevice::open, net::OpenError;
 }
 
 #[cfg(test)]

@@ -64,6 +64,11 @@ impl GuestRam {
         }
     }
 
+    /// The RAM itself, for code that wants it so.
+    pub fn memory(&self) -> &GuestMemoryMmap<()> {
+        &self.inner.memory
+    }
+
     /// Address of `len` fresh bytes, aligned to 16.
     pub fn alloc(&self, len: u64) -> u64 {
         let len = len.next_multiple_of(16);

@@ -3,6 +3,9 @@
 //! At least one entry for each kind of the registry, in its order; a test sees
 //! to it that none is missing.
 
+mod net;
+mod vsock;
+
 use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -68,6 +71,48 @@ pub const SUBJECTS: &[Subject] = &[
         queue: 0,
         request: input_request,
         is_answer: is_input_answer,
+    },
+    Subject {
+        kind: "vsock",
+        make: vsock::make_with_listener,
+        queue: 1,
+        request: vsock::packet,
+        is_answer: vsock::is_taken,
+    },
+    Subject {
+        kind: "vsock",
+        make: vsock::make_with_clients,
+        queue: 0,
+        request: vsock::buffers,
+        is_answer: vsock::is_call,
+    },
+    Subject {
+        kind: "vsock",
+        make: vsock::make_with_losses,
+        queue: 2,
+        request: vsock::event_buffer,
+        is_answer: vsock::is_transport_reset,
+    },
+    Subject {
+        kind: "net",
+        make: net::make_with_reader,
+        queue: 1,
+        request: net::frame,
+        is_answer: net::is_taken,
+    },
+    Subject {
+        kind: "net",
+        make: net::make_with_sender,
+        queue: 0,
+        request: net::buffers,
+        is_answer: net::is_frame,
+    },
+    Subject {
+        kind: "net",
+        make: net::make_with_reader,
+        queue: 2,
+        request: net::command,
+        is_answer: net::is_answer,
     },
 ];
 

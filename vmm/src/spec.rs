@@ -38,6 +38,17 @@ impl SlotSpec {
             _ => None,
         }
     }
+
+    /// The same for a guest's device `key`: a network card that was given no
+    /// address has one of the guest's identity, the same each time.
+    #[must_use]
+    pub fn of_guest(mut self, info: &DomainInfo, key: &DeviceKey) -> Self {
+        if let DeviceSpec::Net(card) = self.device {
+            let guest = info.uuid.as_deref().unwrap_or(&info.name);
+            self.device = DeviceSpec::Net(card.or_address_of(guest, key.devid));
+        }
+        self
+    }
 }
 
 /// The guest `domid`.
@@ -125,13 +136,14 @@ pub fn device(
             (Some(announced.to_string()), config)
         }
     };
-    Ok(SlotSpec {
+    let spec = SlotSpec {
         base: node.base,
         irq: node.irq,
         grants: node.grants,
         name,
         device: device.validate()?,
-    })
+    };
+    Ok(spec.of_guest(info, key))
 }
 
 /// The guest's driver is chosen by what the device is, so that a wrong kind

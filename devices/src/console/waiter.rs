@@ -7,38 +7,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
-use rustix::event::{EventfdFlags, eventfd};
 use rustix::time::Timespec;
 
 use super::endpoint::Stream;
+pub(super) use crate::virtio::bell::Bell;
 use crate::virtio::timer::Timer;
-
-/// Tells a thread that something has changed. Stays rung until it is heard.
-#[derive(Debug)]
-pub(super) struct Bell(OwnedFd);
-
-impl Bell {
-    pub fn new() -> io::Result<Self> {
-        let flags = EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC;
-        Ok(Bell(eventfd(0, flags)?))
-    }
-
-    pub fn ring(&self) {
-        // a counter that is full is rung already
-        let _ = rustix::io::write(&self.0, &1u64.to_ne_bytes());
-    }
-
-    /// Whether it was rung since the last call.
-    pub fn hear(&self) -> bool {
-        matches!(rustix::io::read(&self.0, &mut [0; 8]), Ok(8))
-    }
-}
-
-impl AsFd for Bell {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
-    }
-}
 
 /// What has happened.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -14,12 +14,16 @@ pub struct DeviceType(pub u32);
 impl DeviceType {
     /// What a slot without a device answers.
     pub const NONE: DeviceType = DeviceType(0);
+    /// A network card. virtio 1.3 §5.1
+    pub const NETWORK: DeviceType = DeviceType(1);
     /// A block device. virtio 1.3 §5.2
     pub const BLOCK: DeviceType = DeviceType(2);
     /// A console. virtio 1.3 §5.3
     pub const CONSOLE: DeviceType = DeviceType(3);
     /// A source of entropy. virtio 1.3 §5.4
     pub const ENTROPY: DeviceType = DeviceType(4);
+    /// A socket device. virtio 1.3 §5.10
+    pub const SOCKET: DeviceType = DeviceType(19);
 }
 
 /// Why a device could not start a queue: a host's failure, told to the guest

@@ -1,12 +1,15 @@
 //! What all virtio devices share.
 
+pub(crate) mod bell;
 pub(crate) mod counters;
 pub mod device;
 pub mod features;
 pub mod interrupt;
 pub mod log_limit;
 pub mod mmio;
+pub(crate) mod poller;
 pub mod queue;
+pub(crate) mod service_time;
 pub mod timer;
 pub mod worker;
 

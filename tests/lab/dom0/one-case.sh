@@ -1,7 +1,7 @@
 #!/bin/sh
 # one-case.sh CASE: dom0's part of a case, with the functions that cases are written in.
 set -eu
-export PATH=/bin:/sbin:/usr/bin:/usr/sbin
+export PATH=/bin:/sbin:/usr/bin:/usr/sbin:/lab/bin
 CASE=$1
 for part in base daemon guests disk data grants toolstack; do
   # shellcheck source=/dev/null

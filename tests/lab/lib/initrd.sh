@@ -19,6 +19,7 @@ make_initrd() {
   install -m 755 "$LAB_DIR/dom0/init" "$root/init"
   cp "$LAB_DIR"/dom0/*.sh "$root/lab/"
   cp -r "$LAB_DIR/cases" "$root/lab/cases"
+  cp -r "$PROGRAMS" "$root/lab/bin"
   install -m 755 "$XEN_DM" "$root/lab/xen-dm"
   [ -z "$SUITE" ] || install -m 755 "$SUITE" "$root/lab/suite"
   cp "$KERNEL_IMAGE" "$root/lab/guest/Image"

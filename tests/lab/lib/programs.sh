@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Our own programs for guests: what no shell can do there. Each is one C file in guest/programs, which says at
+# Our own programs for guests, and for dom0: what no shell can do there. Each is one C file in guest/programs, which says at
 # its top what it does.
 
 # need_programs: sets PROGRAMS, a directory of static arm64 programs.

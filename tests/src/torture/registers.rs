@@ -42,7 +42,13 @@ pub(super) fn every_offset(bench: &mut Bench) {
 pub(super) fn queue_registers(bench: &mut Bench) {
     let driver = &bench.driver;
     driver.negotiate();
-    for selected in [2, 16, 255, 256, 0xffff, 0x1_0000, u32::MAX] {
+    let exists = |queue: &u32| {
+        driver.set(Register::QueueSel, *queue);
+        driver.get(Register::QueueSizeMax) != 0
+    };
+    let count = (0..64).take_while(exists).count() as u32;
+    assert!((1..64).contains(&count), "{count} queues");
+    for selected in [count, 64, 255, 256, 0xffff, 0x1_0000, u32::MAX] {
         driver.set(Register::QueueSel, selected);
         assert_eq!(driver.get(Register::QueueSizeMax), 0);
         assert_eq!(driver.get(Register::QueueReady), 0);

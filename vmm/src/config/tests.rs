@@ -50,6 +50,8 @@ fn the_example_is_a_configuration_and_says_what_it_describes() {
     let console = uuid.virtio(2, DeviceType(3)).unwrap();
     assert_eq!(console.kind().name, "console");
     assert_eq!(uuid.virtio(3, DeviceType(9)), None);
+    assert_eq!(uuid.virtio(3, DeviceType(19)).unwrap().kind().name, "vsock");
+    assert_eq!(uuid.virtio(4, DeviceType(1)).unwrap().kind().name, "net");
 }
 
 #[test]

@@ -96,7 +96,7 @@ impl Daemon {
         info: &DomainInfo,
     ) -> Result<Option<Result<Wish, AttachError>>, XenstoreError> {
         if let Some(spec) = self.served.given.get(place) {
-            let spec = spec.clone();
+            let spec = spec.clone().of_guest(info, &place.key);
             return Ok(Some(Ok(Wish { spec, state: None })));
         }
         Ok(

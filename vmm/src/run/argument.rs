@@ -180,6 +180,8 @@ fn words(text: &str) -> Result<Vec<&str>, ArgumentError> {
 #[cfg(test)]
 mod tests {
     use devices::blk::BlkConfig;
+    use devices::net::NetConfig;
+    use devices::vsock::VsockConfig;
 
     use super::*;
 
@@ -207,6 +209,28 @@ mod tests {
         assert_eq!(argument.device, disk(config));
         assert_eq!(argument.mmio, Some(0x0200_0200));
         assert_eq!((argument.irq, argument.grants), (Some(34), Some(true)));
+    }
+
+    #[test]
+    fn sockets_and_network_cards_have_their_keys_here_too() {
+        let sockets: DeviceArgument = "vsock,path=/run/v,cid=7".parse().unwrap();
+        let card: DeviceArgument = "net,tap=vm1,queues=2,offload=false,mac=52:54:00:00:00:01"
+            .parse()
+            .unwrap();
+
+        let vsock = VsockConfig {
+            cid: 7,
+            ..VsockConfig::new("/run/v")
+        };
+        let net = NetConfig {
+            queues: 2,
+            offload: false,
+            mac: Some("52:54:00:00:00:01".into()),
+            ..NetConfig::tap("vm1")
+        };
+        assert_eq!(sockets.device, DeviceSpec::Vsock(vsock.validate().unwrap()));
+        assert_eq!(card.device, DeviceSpec::Net(net.validate().unwrap()));
+        assert!(refused("net,queues=2").contains("tap or socket"));
     }
 
     #[test]

@@ -7,6 +7,7 @@ use crate::bench::{Bench, LONG, Running, TestGuest, until};
 
 /// virtio 1.3 §5
 const NO_DEVICE: u64 = 0;
+const NETWORK: u32 = 1;
 const BLOCK: u32 = 2;
 const ENTROPY: u32 = 4;
 
@@ -41,6 +42,40 @@ fn a_device_goes_through_its_states_from_creation_to_removal() {
     daemon
         .log
         .line(&["serving a device", "web", "virtio/0", "device2"]);
+}
+
+#[test]
+fn cards_that_were_given_no_address_have_their_guests_own() {
+    let (bench, _daemon, guest) = with(|bench| {
+        let socket = bench.path("nobody.sock");
+        format!("[guest.\"*\".virtio.device1.net]\nsocket = {socket:?}\n")
+    });
+    let other = bench.guest("web-2");
+    let address = |guest: &TestGuest, devid, slot| {
+        let card = VirtioDevice::new(guest.id(), devid, slot, NETWORK);
+        bench.toolstack.add(&card).unwrap();
+        bench.wait(&card, XenbusState::InitWait);
+        let byte = |at| {
+            guest
+                .domain
+                .vcpu(0)
+                .read(card.base + 0x100 + at, 1)
+                .unwrap()
+        };
+        let address: Vec<u64> = (0..6).map(byte).collect();
+        bench.toolstack.remove(&card.id(), LONG).unwrap();
+        address
+    };
+
+    let first = address(&guest, 0, 1);
+    let again = address(&guest, 0, 2);
+    let second = address(&guest, 1, 1);
+    let others = address(&other, 0, 1);
+
+    assert_eq!(first, again);
+    assert!(first != second && first != others);
+    // locally administered, and of one card
+    assert_eq!(first[0] & 3, 2);
 }
 
 #[test]

@@ -10,6 +10,7 @@ pub mod chain;
 pub mod ring;
 #[cfg(test)]
 mod tests;
+mod used;
 
 use std::num::Wrapping;
 use std::sync::Arc;
@@ -18,7 +19,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use smallvec::SmallVec;
 use swiotlb::{Access, Dma, Done, Fault, Job, Need, Range, Transfer};
 use thiserror::Error;
-use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress};
 
@@ -171,6 +171,8 @@ pub struct ActiveQueue {
     stats: Arc<QueueStats>,
     indirect: bool,
     unannounced: bool,
+    /// The used index when it was last looked whether to interrupt.
+    announced: Wrapping<u16>,
     generation: u64,
 }
 
@@ -232,6 +234,7 @@ impl ActiveQueue {
             stats,
             indirect: negotiated & features::RING_INDIRECT_DESC != 0,
             unannounced: false,
+            announced: Wrapping(position.next_used),
             generation: GENERATION.fetch_add(1, Ordering::Relaxed),
         })
     }
@@ -353,11 +356,7 @@ impl ActiveQueue {
             return Ok(());
         }
         self.ring.add_used(&self.memory, head.index, written)?;
-        self.unannounced = true;
-        self.stats.pushed.fetch_add(1, Ordering::Relaxed);
-        self.stats
-            .written
-            .fetch_add(u64::from(written), Ordering::Relaxed);
+        self.count_push(written);
         Ok(())
     }
 
@@ -390,35 +389,6 @@ impl ActiveQueue {
     /// The device's configuration space has changed: tells the guest.
     pub fn config_changed(&self) {
         self.notifier.config_changed();
-    }
-
-    /// Interrupts the guest if it wants to hear of what was pushed.
-    ///
-    /// # Errors
-    /// The rings' memory failed.
-    pub fn notify(&mut self) -> Result<(), QueueError> {
-        if !std::mem::take(&mut self.unannounced) {
-            return Ok(());
-        }
-        // it also orders the used index before what is read below
-        let needed = self.ring.needs_notification(&self.memory)?;
-        if needed && !self.interrupts_off()? {
-            self.notifier.used_ring();
-        }
-        Ok(())
-    }
-
-    /// Whether the driver's flag says that it wants no interrupts; with
-    /// EVENT_IDX the index says it. virtio 1.3 §2.7.7
-    fn interrupts_off(&self) -> Result<bool, QueueError> {
-        if self.ring.event_idx_enabled() {
-            return Ok(false);
-        }
-        let flags: u16 = self
-            .memory
-            .load(GuestAddress(self.ring.avail_ring()), Ordering::Relaxed)
-            .map_err(virtio_queue::Error::GuestMemory)?;
-        Ok(u32::from(u16::from_le(flags)) & VRING_AVAIL_F_NO_INTERRUPT != 0)
     }
 
     /// Asks the guest not to kick while the worker looks at the ring anyway.

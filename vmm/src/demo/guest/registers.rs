@@ -215,13 +215,21 @@ impl Transport for Registers {
 
     fn read_config_space<T: FromBytes + IntoBytes>(&self, offset: usize) -> Result<T> {
         let mut value = T::new_zeroed();
-        let size = u32::try_from(size_of::<T>()).map_err(|_| Error::ConfigSpaceTooSmall)?;
-        let read = self.vcpu.read(self.base + CONFIG + offset as u64, size);
-        let bytes = self.noted(read).to_le_bytes();
-        let bytes = bytes
-            .get(..size_of::<T>())
-            .ok_or(Error::ConfigSpaceTooSmall)?;
-        value.as_mut_bytes().copy_from_slice(bytes);
+        // a field of another size, such as an address of six bytes, is read
+        // byte by byte: there is no such access. virtio 1.3 §4.2.2.2
+        let width = match size_of::<T>() {
+            size @ (1 | 2 | 4 | 8) => size,
+            _ => 1,
+        };
+        let size = u32::try_from(width).map_err(|_| Error::ConfigSpaceTooSmall)?;
+        let mut at = self.base + CONFIG + offset as u64;
+        for piece in value.as_mut_bytes().chunks_mut(width) {
+            let bytes = self.noted(self.vcpu.read(at, size)).to_le_bytes();
+            for (to, from) in piece.iter_mut().zip(bytes) {
+                *to = from;
+            }
+            at += width as u64;
+        }
         Ok(value)
     }
 

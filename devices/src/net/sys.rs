@@ -1,0 +1,108 @@
+//! The ioctls of taps.
+//!
+//! The one file of this device with `unsafe`. Its functions are safe: each
+//! hands the kernel a reference or a plain number.
+#![allow(unsafe_code)]
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use libc::{c_int, c_uint, c_ulong};
+use vmm_sys_util::ioctl::{_IOC_WRITE, ioctl_expr, ioctl_with_ref, ioctl_with_val};
+
+// Linux include/uapi/linux/if_tun.h
+const TUNSETIFF: c_ulong = write_ioctl(202);
+const TUNSETOFFLOAD: c_ulong = write_ioctl(208);
+const TUNSETVNETHDRSZ: c_ulong = write_ioctl(216);
+const TUNSETQUEUE: c_ulong = write_ioctl(217);
+
+/// All of them are encoded with an int.
+const fn write_ioctl(number: c_uint) -> c_ulong {
+    ioctl_expr(_IOC_WRITE, 0x54, number, 4)
+}
+
+/// Connects a descriptor of `/dev/net/tun` to the tap `name`, as one of several
+/// queues if `multi_queue`; frames have virtio's header in front. A tap that
+/// does not exist is made.
+///
+/// # Errors
+/// What the host said: EPERM, EBUSY for one that is in use, EINVAL for one that
+/// is of another make.
+pub(super) fn attach(tun: BorrowedFd<'_>, name: &str, multi_queue: bool) -> io::Result<()> {
+    let multi_queue = match multi_queue {
+        true => libc::IFF_MULTI_QUEUE,
+        false => 0,
+    };
+    let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | multi_queue;
+    let mut request = request(name)?;
+    // the kernel takes the flags as an unsigned short
+    let bits = u16::try_from(flags).map_err(|_| io::ErrorKind::InvalidInput)?;
+    request.ifr_ifru.ifru_flags = bits.cast_signed();
+    // SAFETY: TUNSETIFF reads and writes an ifreq
+    check(unsafe { ioctl_with_ref(&Raw(tun), TUNSETIFF, &request) })
+}
+
+/// Takes a queue of a tap out of use, or into use again.
+///
+/// # Errors
+/// What the host said.
+pub(super) fn use_queue(queue: BorrowedFd<'_>, used: bool) -> io::Result<()> {
+    let flags = match used {
+        true => libc::IFF_ATTACH_QUEUE,
+        false => libc::IFF_DETACH_QUEUE,
+    };
+    let mut request = request("")?;
+    let bits = u16::try_from(flags).map_err(|_| io::ErrorKind::InvalidInput)?;
+    request.ifr_ifru.ifru_flags = bits.cast_signed();
+    // SAFETY: TUNSETQUEUE reads an ifreq
+    check(unsafe { ioctl_with_ref(&Raw(queue), TUNSETQUEUE, &request) })
+}
+
+/// Says how many bytes stand in front of each frame.
+///
+/// # Errors
+/// What the host said.
+pub(super) fn set_header_len(tap: BorrowedFd<'_>, len: c_int) -> io::Result<()> {
+    // SAFETY: TUNSETVNETHDRSZ reads an int
+    check(unsafe { ioctl_with_ref(&Raw(tap), TUNSETVNETHDRSZ, &len) })
+}
+
+/// Says what may be left open in frames that are read: bits of
+/// [`super::tap::offloads`].
+///
+/// # Errors
+/// EINVAL if the kernel does not know one of them.
+pub(super) fn set_offload(tap: BorrowedFd<'_>, offloads: c_uint) -> io::Result<()> {
+    // SAFETY: TUNSETOFFLOAD takes a number
+    check(unsafe { ioctl_with_val(&Raw(tap), TUNSETOFFLOAD, offloads.into()) })
+}
+
+/// An ifreq with a name and zeroes.
+fn request(name: &str) -> io::Result<libc::ifreq> {
+    // SAFETY: it is plain data, for which zeroes are a value
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    // a zero stays at the end
+    if name.len() >= request.ifr_name.len() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = libc::c_char::from_ne_bytes([from]);
+    }
+    Ok(request)
+}
+
+/// vmm-sys-util's calls want the older of the two traits.
+struct Raw<'a>(BorrowedFd<'a>);
+
+impl AsRawFd for Raw<'_> {
+    fn as_raw_fd(&self) -> c_int {
+        self.0.as_raw_fd()
+    }
+}
+
+fn check(result: c_int) -> io::Result<()> {
+    match result {
+        0.. => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}

@@ -1,0 +1,141 @@
+//! Other ends that come, stall and go.
+
+use super::*;
+
+fn connecting(directory: &std::path::Path) -> NetConfig {
+    NetConfig::socket(directory.join("card"))
+}
+
+#[test]
+fn a_link_is_down_without_another_end_and_frames_are_dropped() {
+    let mut rig = Rig::listening();
+
+    let before = rig.status();
+    rig.send(&frame(BROADCAST, 60, 1));
+    let dropped = rig.stats().tx_dropped;
+    let other = rig.connect();
+    let connected = rig.status();
+    drop(other);
+    rig.until("the link stays up", |rig| rig.status() == 0);
+
+    assert_eq!((before, dropped, connected), (0, 1, 1));
+    assert_eq!(rig.transmit.ring.used().len(), 1);
+    let stats = rig.stats();
+    assert_eq!((stats.link_ups, stats.link_downs), (1, 1));
+}
+
+#[test]
+fn the_next_one_is_let_in_when_the_first_has_gone() {
+    let mut rig = Rig::listening();
+    let first = rig.connect();
+    drop(first);
+    rig.until("the link stays up", |rig| !rig.device.handle().is_up());
+
+    let mut second = rig.connect();
+    rig.send(&frame(BROADCAST, 60, 2));
+
+    assert!(rig.read_frame(&mut second) == frame(BROADCAST, 60, 2));
+}
+
+#[test]
+fn a_card_connects_when_somebody_listens_and_again_after_that() {
+    let mut rig = Rig::new(connecting, 0);
+    rig.settle_down();
+    let before = rig.status();
+
+    let mut read = Vec::new();
+    for number in [1, 2] {
+        let listener = UnixListener::bind(rig.path()).unwrap();
+        rig.until("it does not connect", |rig| rig.status() == 1);
+        let (mut other, _) = listener.accept().unwrap();
+        other.set_nonblocking(true).unwrap();
+        rig.send(&frame(BROADCAST, 60, number));
+        read.push(rig.read_frame(&mut other));
+        std::fs::remove_file(rig.path()).unwrap();
+        drop((listener, other));
+        rig.until("the link stays up", |rig| rig.status() == 0);
+    }
+
+    assert_eq!(before, 0);
+    assert_eq!(read, [frame(BROADCAST, 60, 1), frame(BROADCAST, 60, 2)]);
+}
+
+#[test]
+fn an_end_that_takes_nothing_holds_frames_for_a_while_and_then_they_are_dropped() {
+    let mut rig = Rig::listening();
+    let mut other = rig.connect();
+    let large = frame(BROADCAST, 9000, 1);
+
+    let mut sent = 0;
+    while rig.stats().tx_stalls == 0 {
+        rig.send(&large);
+        sent += 1;
+        assert!(sent < 100, "nobody holds the guest back");
+    }
+    let held = (rig.transmit.ring.used().len(), rig.transmit.handler.room());
+    rig.until("the guest waits for ever", |rig| {
+        rig.transmit.handler.room() > 0
+    });
+    let dropped = rig.stats().tx_dropped;
+    rig.send(&large);
+    let at_once = rig.transmit.ring.used().len();
+    let mut whole = 0;
+    for _ in 0..held.0 {
+        whole += usize::from(rig.read_frame(&mut other) == large);
+    }
+    rig.settle_down();
+    rig.send(&large);
+    let again = rig.read_frame(&mut other);
+
+    assert_eq!(held.1, 0, "no more chains are taken");
+    assert_eq!((dropped, at_once), (1, 2));
+    assert_eq!(whole, held.0, "what was taken over is whole");
+    assert!(again == large);
+}
+
+#[test]
+fn an_end_that_sends_nonsense_is_left() {
+    let mut rig = Rig::listening();
+    let mut other = rig.connect();
+    rig.offer(2048);
+
+    other.write_all(&[0xff; 64]).unwrap();
+    rig.until("it is kept", |_| {
+        !matches!(other.read(&mut [0; 16]), Err(error) if error.kind() == ErrorKind::WouldBlock)
+    });
+    let used = rig.receive.ring.used();
+    let _next = rig.connect();
+
+    assert_eq!(used, []);
+    assert_eq!((rig.stats().rx_dropped, rig.stats().link_ups), (1, 2));
+}
+
+#[test]
+fn a_cable_that_is_pulled_out_stops_all_frames_and_is_told() {
+    let mut rig = Rig::listening();
+    let mut other = rig.connect();
+    rig.offer(2048);
+    let handle = rig.device.handle();
+
+    handle.set_link(false);
+    let out = rig.status();
+    rig.send(&frame(BROADCAST, 60, 1));
+    write_frame(&mut other, &frame(MAC, 60, 2));
+    rig.until("the frame is kept", |rig| rig.stats().rx_filtered == 1);
+    handle.set_link(true);
+    rig.send(&frame(BROADCAST, 60, 3));
+
+    assert_eq!((out, rig.status()), (0, 1));
+    assert!(rig.read_frame(&mut other) == frame(BROADCAST, 60, 3));
+    assert_eq!(rig.stats().tx_dropped, 1);
+}
+
+#[test]
+fn a_path_that_is_taken_is_told_by_name() {
+    let rig = Rig::listening();
+    let config = listening(rig.directory.path());
+
+    let error = NetDevice::open(config.validate().unwrap()).unwrap_err();
+
+    assert!(error.to_string().contains(rig.path().to_str().unwrap()));
+}

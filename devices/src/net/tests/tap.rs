@@ -1,0 +1,224 @@
+//! Taps, each in a network of its test's own.
+#![allow(unsafe_code)]
+
+use std::net::UdpSocket;
+use std::process::Command;
+
+use super::*;
+use crate::net::{OpenError, TapError};
+
+/// Makes this thread's network one without any interface.
+fn leave_the_network() {
+    // SAFETY: it concerns nothing but this thread's system calls
+    let left = unsafe { libc::unshare(libc::CLONE_NEWNET) };
+    assert_eq!(left, 0, "{}", std::io::Error::last_os_error());
+}
+
+fn ip(arguments: &str) {
+    let status = Command::new("ip")
+        .args(arguments.split(' '))
+        .status()
+        .unwrap();
+    assert!(status.success(), "ip {arguments}");
+}
+
+/// A card on the tap `vm`, and an address of the host on it.
+fn on_tap(queues: u16, without: u64) -> Rig {
+    leave_the_network();
+    let config = |_: &std::path::Path| NetConfig {
+        queues,
+        ..NetConfig::tap("vm")
+    };
+    let rig = Rig::new(config, without);
+    ip("addr add 10.9.0.1/24 dev vm");
+    ip("link set vm up");
+    ip("neigh add 10.9.0.2 lladdr 02:00:00:00:00:01 dev vm");
+    rig
+}
+
+/// A datagram from the guest to the host's port 7, its checksum left out.
+fn datagram(host: [u8; 6], payload: &[u8]) -> Vec<u8> {
+    let mut frame = [host, MAC].concat();
+    let udp = 8 + payload.len() as u16;
+    frame.extend([8, 0]);
+    let mut ip = vec![0x45, 0];
+    ip.extend((20 + udp).to_be_bytes());
+    ip.extend([0, 0, 0, 0, 64, 17, 0, 0, 10, 9, 0, 2, 10, 9, 0, 1]);
+    let sum: u32 = ip
+        .chunks(2)
+        .map(|word| u32::from(word[0]) << 8 | u32::from(word[1]))
+        .sum();
+    let sum = !((sum & 0xffff) + (sum >> 16)) as u16;
+    ip[10..12].copy_from_slice(&sum.to_be_bytes());
+    frame.extend(ip);
+    frame.extend([0, 9, 0, 7]);
+    frame.extend(udp.to_be_bytes());
+    frame.extend([0, 0]);
+    frame.extend(payload);
+    frame
+}
+
+fn host_address() -> [u8; 6] {
+    let address = Command::new("ip")
+        .args(["-o", "link", "show", "vm"])
+        .output();
+    let text = String::from_utf8(address.unwrap().stdout).unwrap();
+    let mac = text.split("link/ether ").nth(1).unwrap();
+    let mut bytes = [0; 6];
+    for (byte, digits) in bytes.iter_mut().zip(mac[..17].split(':')) {
+        *byte = u8::from_str_radix(digits, 16).unwrap();
+    }
+    bytes
+}
+
+/// What has come for the guest from the host's port 7: header and payload.
+fn from_host(rig: &mut Rig, buffer: Buffer) -> Vec<(Vec<u8>, Vec<u8>)> {
+    let used = rig.receive.ring.used();
+    used.iter()
+        .map(|(_, len)| rig.ram.read(buffer.address, *len as usize))
+        .filter(|packet| packet.get(HEADER_LEN + 34..HEADER_LEN + 36) == Some(&[0, 7]))
+        .map(|packet| {
+            (
+                packet[..HEADER_LEN].to_vec(),
+                packet[HEADER_LEN + 42..].to_vec(),
+            )
+        })
+        .collect()
+}
+
+#[test]
+#[ignore = "needs root and /dev/net/tun"]
+fn datagrams_go_both_ways_with_and_without_offloads() {
+    for without in [0, net::GUEST_CSUM] {
+        let mut rig = on_tap(1, without);
+        let socket = UdpSocket::bind("10.9.0.1:7").unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+
+        rig.send(&datagram(host_address(), b"from the guest"));
+        let mut bytes = [0; 64];
+        let (count, from) = socket.recv_from(&mut bytes).unwrap();
+        socket.send_to(b"from the host", "10.9.0.2:9").unwrap();
+        let buffer = Buffer::writable(rig.ram.alloc(2048), 2048);
+        let mut came = Vec::new();
+        rig.until("no datagram comes", |rig| {
+            rig.receive.ring.add(&[buffer]);
+            rig.receive.serve().unwrap();
+            came.extend(from_host(rig, buffer));
+            !came.is_empty()
+        });
+
+        assert_eq!(&bytes[..count], b"from the guest");
+        assert_eq!(from.to_string(), "10.9.0.2:9");
+        assert_eq!(came[0].1, b"from the host");
+        // whether the checksum is left open
+        let open = u8::from(without == 0);
+        assert_eq!((came[0].0[0], came[0].0[10]), (open, 1));
+        assert_eq!(rig.stats().bad_requests, 0);
+    }
+}
+
+#[test]
+#[ignore = "needs root and /dev/net/tun"]
+fn a_tap_that_vanishes_takes_the_link_down_and_nothing_else() {
+    let mut rig = on_tap(1, 0);
+    let before = rig.status();
+
+    ip("link del vm");
+    rig.until("the link stays up", |rig| rig.status() == 0);
+    rig.send(&frame(BROADCAST, 60, 1));
+    let answer = rig.command(0, 0, &[0]);
+
+    assert_eq!((before, answer), (1, 0));
+    assert_eq!(rig.transmit.ring.used().len(), 1);
+    let stats = rig.stats();
+    assert_eq!((stats.link_downs, stats.tx_dropped), (1, 1));
+}
+
+#[test]
+#[ignore = "needs root and /dev/net/tun"]
+fn a_tap_that_vanishes_is_missed_by_a_guest_that_waits_for_frames() {
+    let mut rig = on_tap(1, 0);
+    // the host announces itself by more frames than one
+    for _ in 0..60 {
+        rig.offer(2048);
+    }
+    rig.settle_down();
+
+    ip("link del vm");
+
+    rig.until("the link stays up", |rig| rig.status() == 0);
+    assert_eq!(rig.stats().link_downs, 1);
+}
+
+#[test]
+#[ignore = "needs root and /dev/net/tun"]
+fn a_guest_that_sends_first_finds_out_that_the_tap_has_vanished() {
+    let mut rig = on_tap(1, 0);
+
+    ip("link del vm");
+    rig.send(&frame(BROADCAST, 60, 1));
+
+    assert_eq!(rig.status(), 0);
+    assert_eq!(rig.transmit.ring.used().len(), 1);
+}
+
+#[test]
+#[ignore = "needs root and /dev/net/tun"]
+fn pairs_of_queues_are_used_as_the_guest_says() {
+    let mut rig = on_tap(2, 0);
+    let features = rig.device.features();
+    let mut second = Side::start(&rig.ram, &mut rig.device, 2, features);
+    let buffer = Buffer::writable(rig.ram.alloc(2048), 2048);
+    second.ring.add(&[buffer]);
+    second.serve().unwrap();
+    second.settle_down();
+
+    let answers = [3u16, 0, 2, 1].map(|pairs| rig.command(4, 0, &pairs.to_le_bytes()));
+    rig.command(4, 0, &[2, 0]);
+    // frames of different flows are spread over the pairs
+    let socket = UdpSocket::bind("10.9.0.1:7").unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    let mut port = 1000u16;
+    while second.ring.used_index() == 0 {
+        assert!(
+            Instant::now() < deadline,
+            "nothing comes by the second pair"
+        );
+        port = port.wrapping_add(1).max(1);
+        socket.send_to(b"x", ("10.9.0.2", port)).unwrap();
+        second.settle_down();
+    }
+
+    assert_eq!(answers, [1, 1, 0, 0]);
+    assert_ne!(features & net::MQ, 0);
+    assert!(rig.device.handle().is_up());
+}
+
+#[test]
+#[ignore = "needs root and /dev/net/tun"]
+fn offloads_are_those_of_the_tap_and_the_guest_changes_them() {
+    let mut rig = on_tap(1, 0);
+    let all = net::SENT | net::RECEIVED | net::CTRL_GUEST_OFFLOADS;
+
+    let none = rig.command(5, 0, &0u64.to_le_bytes());
+    let some = rig.command(5, 0, &(net::GUEST_CSUM | net::GUEST_TSO4).to_le_bytes());
+    let odd = rig.command(5, 0, &net::HOST_USO.wrapping_shl(3).to_le_bytes());
+
+    assert_eq!((none, some, odd), (0, 0, 1));
+    assert_eq!(rig.device.features() & all, all);
+}
+
+#[test]
+#[ignore = "needs root and /dev/net/tun"]
+fn an_interface_that_is_no_tap_is_told_by_name() {
+    leave_the_network();
+
+    let config = NetConfig::tap("lo").validate().unwrap();
+    let error = NetDevice::open(config).unwrap_err();
+
+    assert!(
+        matches!(error, OpenError::Tap(TapError::Attach { .. })),
+        "{error}"
+    );
+    assert!(error.to_string().contains("lo"));
+}

@@ -1,0 +1,218 @@
+/* stream ADDRESS MIB [COUNT]: COUNT connections (one), each in a process of its own; over each MIB MiB of noise go
+ * both ways at once, and each side ends its direction when it has sent everything.
+ * ADDRESS is vsock:CID:PORT, vsock-listen:PORT, tcp:IP:PORT, tcp-listen:PORT, unix-listen:PATH, or host:PATH:PORT (the
+ * guest's PORT, asked for at the unix socket PATH). "listening" is said once others can connect.
+ * Says "sent SUM", "received SUM" for each connection and "took SECONDS"; ends with status 1 where one fails. */
+#define _GNU_SOURCE
+#include <arpa/inet.h>
+#include <err.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <linux/vm_sockets.h>
+
+#define CHUNK 8192 /* words */
+
+static uint64_t words; /* of each direction */
+static uint64_t chunk[CHUNK];
+
+static double now(void) {
+	struct timespec time;
+	clock_gettime(CLOCK_MONOTONIC, &time);
+	return (double)time.tv_sec + (double)time.tv_nsec / 1e9;
+}
+
+static uint64_t mix(uint64_t sum, uint64_t word) { return (sum ^ word) * 0x9e3779b97f4a7c15u + 1; }
+
+static void send_noise(int fd) {
+	uint64_t state, sum = 0, left = words;
+	if (getentropy(&state, sizeof state))
+		err(1, "getentropy");
+	state |= 1;
+	while (left) {
+		size_t count = left < CHUNK ? left : CHUNK;
+		for (size_t i = 0; i < count; i++) {
+			state ^= state << 13;
+			state ^= state >> 7;
+			state ^= state << 17;
+			chunk[i] = state;
+			sum = mix(sum, state);
+		}
+		for (size_t at = 0, len = count * 8; at < len;) {
+			ssize_t sent = write(fd, (char *)chunk + at, len - at);
+			if (sent <= 0)
+				err(1, "write");
+			at += (size_t)sent;
+		}
+		left -= count;
+	}
+	if (shutdown(fd, SHUT_WR))
+		err(1, "shutdown");
+	printf("sent %016jx\n", (uintmax_t)sum);
+}
+
+static void receive_noise(int fd) {
+	uint64_t sum = 0, count = 0;
+	size_t have = 0;
+	ssize_t got;
+	while ((got = read(fd, (char *)chunk + have, sizeof chunk - have)) > 0) {
+		have += (size_t)got;
+		for (size_t i = 0; i < have / 8; i++)
+			sum = mix(sum, chunk[i]);
+		count += have / 8;
+		memmove(chunk, (char *)chunk + have / 8 * 8, have % 8);
+		have %= 8;
+	}
+	if (got < 0)
+		err(1, "read");
+	if (count != words || have)
+		errx(1, "%ju words and %zu bytes came instead of %ju words", (uintmax_t)count, have, (uintmax_t)words);
+	printf("received %016jx\n", (uintmax_t)sum);
+}
+
+/* both directions, in a process each */
+static void exchange(int fd) {
+	int status;
+	pid_t child = fork();
+	if (child < 0)
+		err(1, "fork");
+	if (child == 0) {
+		send_noise(fd);
+		exit(0);
+	}
+	receive_noise(fd);
+	if (waitpid(child, &status, 0) < 0 || status)
+		exit(1);
+}
+
+static struct sockaddr_un unix_address(const char *path) {
+	struct sockaddr_un address = {.sun_family = AF_UNIX};
+	if (strlen(path) >= sizeof address.sun_path)
+		errx(2, "%s is too long", path);
+	strcpy(address.sun_path, path);
+	return address;
+}
+
+static int socket_of(int family) {
+	int fd = socket(family, SOCK_STREAM, 0);
+	if (fd < 0)
+		err(1, "socket");
+	return fd;
+}
+
+static int connect_vsock(unsigned cid, unsigned port) {
+	struct sockaddr_vm address = {.svm_family = AF_VSOCK, .svm_cid = cid, .svm_port = port};
+	int fd = socket_of(AF_VSOCK);
+	if (connect(fd, (struct sockaddr *)&address, sizeof address))
+		err(1, "connect");
+	return fd;
+}
+
+static int connect_tcp(const char *host, unsigned port) {
+	struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons((uint16_t)port)};
+	int fd = socket_of(AF_INET);
+	if (inet_pton(AF_INET, host, &address.sin_addr) != 1)
+		errx(2, "%s is no address", host);
+	if (connect(fd, (struct sockaddr *)&address, sizeof address))
+		err(1, "connect");
+	return fd;
+}
+
+static int connect_host(const char *path, unsigned port) {
+	struct sockaddr_un address = unix_address(path);
+	char byte, line[32];
+	size_t length = 0;
+	int fd = socket_of(AF_UNIX);
+	if (connect(fd, (struct sockaddr *)&address, sizeof address))
+		err(1, "connect");
+	dprintf(fd, "CONNECT %u\n", port);
+	while (read(fd, &byte, 1) == 1 && byte != '\n' && length < sizeof line - 1)
+		line[length++] = byte;
+	line[length] = 0;
+	if (strncmp(line, "OK ", 3))
+		errx(1, "the answer is '%s'", line);
+	return fd;
+}
+
+static int listen_on(int fd, const void *address, socklen_t size) {
+	if (bind(fd, address, size) || listen(fd, 64))
+		err(1, "listen");
+	printf("listening\n");
+	return fd;
+}
+
+static int listen_unix(const char *path) {
+	struct sockaddr_un address = unix_address(path);
+	return listen_on(socket_of(AF_UNIX), &address, sizeof address);
+}
+
+static int listen_vsock(unsigned port) {
+	struct sockaddr_vm address = {.svm_family = AF_VSOCK, .svm_cid = VMADDR_CID_ANY, .svm_port = port};
+	return listen_on(socket_of(AF_VSOCK), &address, sizeof address);
+}
+
+static int listen_tcp(unsigned port) {
+	struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons((uint16_t)port)};
+	int fd = socket_of(AF_INET), yes = 1;
+	if (setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof yes))
+		err(1, "setsockopt");
+	return listen_on(fd, &address, sizeof address);
+}
+
+int main(int argc, char **argv) {
+	char path[108];
+	unsigned cid, port;
+	int listener = -1, status, failed = 0;
+	if (argc != 3 && argc != 4)
+		errx(2, "usage: stream ADDRESS MIB [COUNT]");
+	unsigned long count = argc > 3 ? strtoul(argv[3], NULL, 10) : 1;
+	words = strtoull(argv[2], NULL, 10) << 17;
+	setvbuf(stdout, NULL, _IOLBF, 0);
+	if (!strncmp(argv[1], "unix-listen:", 12))
+		listener = listen_unix(argv[1] + 12);
+	else if (sscanf(argv[1], "vsock-listen:%u", &port) == 1)
+		listener = listen_vsock(port);
+	else if (sscanf(argv[1], "tcp-listen:%u", &port) == 1)
+		listener = listen_tcp(port);
+
+	double began = now();
+	for (unsigned long i = 0; i < count; i++) {
+		int fd = -1;
+		if (listener >= 0 && (fd = accept(listener, NULL, NULL)) < 0)
+			err(1, "accept");
+		if (i == 0)
+			began = now();
+		pid_t child = fork();
+		if (child < 0)
+			err(1, "fork");
+		if (child == 0) {
+			if (listener >= 0)
+				close(listener);
+			else if (sscanf(argv[1], "vsock:%u:%u", &cid, &port) == 2)
+				fd = connect_vsock(cid, port);
+			else if (sscanf(argv[1], "tcp:%107[^:]:%u", path, &port) == 2)
+				fd = connect_tcp(path, port);
+			else if (sscanf(argv[1], "host:%107[^:]:%u", path, &port) == 2)
+				fd = connect_host(path, port);
+			else
+				errx(2, "%s is no address", argv[1]);
+			exchange(fd);
+			exit(0);
+		}
+		if (fd >= 0)
+			close(fd);
+	}
+	while (wait(&status) > 0)
+		failed |= status;
+	if (failed)
+		return 1;
+	printf("took %.1f\n", now() - began);
+	return 0;
+}
