@@ -22,6 +22,7 @@ use super::config::Target;
 use super::size::Size;
 use super::stats::ConsoleStats;
 use super::waiter::Bell;
+use crate::unix::ListenError;
 use pty::Pty;
 use socket::Socket;
 
@@ -50,26 +51,8 @@ pub enum EndpointError {
         path: PathBuf,
     },
     /// The socket cannot be listened on.
-    #[error("{path} cannot be listened on")]
-    Listen {
-        /// Where.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-    /// Someone else listens there.
-    #[error("somebody else listens on {path}")]
-    InUse {
-        /// Where.
-        path: PathBuf,
-    },
-    /// Something else is where the socket belongs.
-    #[error("{path} exists and is no socket: it is not replaced by one")]
-    NoSocket {
-        /// Where.
-        path: PathBuf,
-    },
+    #[error(transparent)]
+    Listen(#[from] ListenError),
     /// The file cannot be opened.
     #[error("{path} cannot be opened for writing")]
     Open {

@@ -6,10 +6,8 @@
 //! first, then the next one's: nothing is lost and nothing is mixed.
 
 use std::collections::VecDeque;
-use std::fs::Metadata;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,18 +15,15 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
-use rustix::fs::Mode;
 use rustix::io::Errno;
-use rustix::net::{
-    AddressFamily, Shutdown, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, connect,
-    listen, shutdown, socket_with,
-};
+use rustix::net::{Shutdown, shutdown};
 use rustix::time::Timespec;
 
 use super::stream::{Nature, Stream};
 use super::{Bells, EndpointError};
 use crate::console::stats::ConsoleStats;
 use crate::console::waiter::Bell;
+use crate::unix::Listener;
 use crate::virtio::counters::add;
 use crate::virtio::log_limit::LogLimit;
 
@@ -63,8 +58,6 @@ struct Clients {
 pub(super) struct Socket {
     clients: Arc<Clients>,
     path: PathBuf,
-    /// What was bound there, by device and inode.
-    bound: Option<(u64, u64)>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -85,10 +78,9 @@ impl Socket {
             stop: AtomicBool::new(false),
             stats: Arc::clone(stats),
         });
-        let listener = listener(path)?;
+        let listener = Listener::new(path, BACKLOG)?;
         let mut socket = Socket {
             path: path.to_owned(),
-            bound: std::fs::symlink_metadata(path).ok().map(|found| id(&found)),
             clients: Arc::clone(&clients),
             thread: None,
         };
@@ -141,15 +133,6 @@ impl Drop for Socket {
         {
             tracing::error!("a console's thread died");
         }
-        // another process may have put its own there
-        let found = std::fs::symlink_metadata(&self.path).ok();
-        if self.bound.is_some()
-            && found.map(|found| id(&found)) == self.bound
-            && let Err(error) = std::fs::remove_file(&self.path)
-        {
-            let path = self.path.display();
-            tracing::warn!(%path, %error, "a console's socket is left behind");
-        }
     }
 }
 
@@ -191,7 +174,7 @@ impl Clients {
 
 /// The thread's own.
 struct Door {
-    listener: OwnedFd,
+    listener: Listener,
     epoll: OwnedFd,
     clients: Arc<Clients>,
     /// Whether the listener is registered.
@@ -206,7 +189,7 @@ const LISTENER: u64 = 1;
 const CLIENT: u64 = 2;
 
 impl Door {
-    fn new(listener: OwnedFd, clients: Arc<Clients>) -> io::Result<Self> {
+    fn new(listener: Listener, clients: Arc<Clients>) -> io::Result<Self> {
         let epoll = epoll::create(CreateFlags::CLOEXEC)?;
         let bell = EventData::new_u64(BELL);
         epoll::add(&epoll, &clients.bell, bell, EventFlags::IN)?;
@@ -306,70 +289,17 @@ impl Door {
 
     /// Lets the next client in; false if that has to wait.
     fn accept(&mut self) -> bool {
-        match accept_with(&self.listener, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC) {
-            Ok(fd) => self.clients.arrive(fd),
-            Err(Errno::AGAIN | Errno::INTR | Errno::CONNABORTED) => {}
-            Err(errno) => {
+        match self.listener.accept() {
+            Ok(Some(fd)) => self.clients.arrive(fd),
+            Ok(None) => {}
+            Err(error) => {
                 add(&self.clients.stats.host_errors, 1);
                 if let Some(withheld) = self.log.due() {
-                    tracing::warn!(error = %errno, withheld, "a console's client cannot be let in");
+                    tracing::warn!(%error, withheld, "a console's client cannot be let in");
                 }
                 return false;
             }
         }
         true
-    }
-}
-
-fn id(metadata: &Metadata) -> (u64, u64) {
-    (metadata.dev(), metadata.ino())
-}
-
-/// A socket that listens on `path`. One that is left over from a process that
-/// is gone is replaced.
-fn listener(path: &Path) -> Result<OwnedFd, EndpointError> {
-    let failed = |errno: Errno| EndpointError::Listen {
-        path: path.to_owned(),
-        source: errno.into(),
-    };
-    let address = SocketAddrUnix::new(path).map_err(failed)?;
-    clear(path, &address)?;
-    let listener = new_socket().map_err(failed)?;
-    // before it has a name: nobody else gets in meanwhile. Linux unix(7)
-    rustix::fs::fchmod(&listener, Mode::RUSR | Mode::WUSR).map_err(failed)?;
-    bind(&listener, &address).map_err(failed)?;
-    listen(&listener, BACKLOG).map_err(failed)?;
-    Ok(listener)
-}
-
-fn new_socket() -> Result<OwnedFd, Errno> {
-    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-    socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
-}
-
-/// Removes a socket that nobody listens on.
-fn clear(path: &Path, address: &SocketAddrUnix) -> Result<(), EndpointError> {
-    let failed = |source: io::Error| EndpointError::Listen {
-        path: path.to_owned(),
-        source,
-    };
-    match std::fs::symlink_metadata(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(failed(error)),
-        Ok(found) if !found.file_type().is_socket() => {
-            return Err(EndpointError::NoSocket {
-                path: path.to_owned(),
-            });
-        }
-        Ok(_) => {}
-    }
-    let probe = new_socket().map_err(|errno| failed(errno.into()))?;
-    match connect(&probe, address) {
-        Err(Errno::CONNREFUSED) => std::fs::remove_file(path).map_err(failed),
-        // AGAIN: its queue is full
-        Ok(()) | Err(Errno::AGAIN) => Err(EndpointError::InUse {
-            path: path.to_owned(),
-        }),
-        Err(errno) => Err(failed(errno.into())),
     }
 }

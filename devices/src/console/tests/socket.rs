@@ -3,6 +3,8 @@
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 
+use crate::unix::ListenError;
+
 use super::*;
 use crate::console::EndpointError;
 
@@ -124,8 +126,14 @@ fn what_is_somebody_elses_is_left_alone() {
 
     let (in_use, no_socket) = (open(&taken).unwrap_err(), open(&file).unwrap_err());
 
-    assert!(matches!(in_use, EndpointError::InUse { .. }), "{in_use}");
-    assert!(matches!(no_socket, EndpointError::NoSocket { .. }));
+    assert!(
+        matches!(in_use, EndpointError::Listen(ListenError::InUse { .. })),
+        "{in_use}"
+    );
+    assert!(matches!(
+        no_socket,
+        EndpointError::Listen(ListenError::NoSocket { .. })
+    ));
     assert!(UnixStream::connect(&taken).is_ok());
     assert_eq!(std::fs::read(&file).unwrap(), b"precious");
 }
