@@ -214,6 +214,6 @@ impl Device for BlkDevice {
     }
 
     fn statistics(&self) -> Vec<(&'static str, u64)> {
-        self.stats.snapshot().list()
+        self.stats.list()
     }
 }

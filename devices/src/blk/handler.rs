@@ -6,6 +6,7 @@
 use std::collections::VecDeque;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
+use std::time::Instant;
 
 use swiotlb::{Done, Fault, InFlight, Job, Need, Rejected, Transfer};
 use zerocopy::IntoBytes;
@@ -32,6 +33,7 @@ pub(super) struct BlkHandler {
 
 impl QueueHandler for BlkHandler {
     fn serve(&mut self, queue: &mut ActiveQueue, chains: Vec<Chain>) -> Result<(), QueueError> {
+        let taken = Instant::now();
         self.engine.prepare(queue.dma());
         let frames = chains
             .into_iter()
@@ -43,7 +45,7 @@ impl QueueHandler for BlkHandler {
         let jobs = frames
             .into_iter()
             .zip(requests)
-            .map(|(frame, request)| Op::job(frame, request, most));
+            .map(|(frame, request)| Op::job(frame, request, taken, most));
         self.waiting.extend(jobs);
         self.go_on(queue)
     }
@@ -278,9 +280,10 @@ impl BlkHandler {
             .collect();
         queue.dma().transfer(&mut transfers);
         let results: Vec<_> = transfers.into_iter().map(|t| t.result).collect();
+        let now = Instant::now();
         let mut broken = Ok(count);
         for (done, result) in done.into_iter().zip(results) {
-            self.stats.count(done.token());
+            self.stats.count(done.token(), now);
             log_refusal(done.token());
             let (head, used_len) = (done.token().head(), done.token().used_len());
             match result {

@@ -15,6 +15,7 @@ mod device;
 mod engine;
 mod handler;
 mod image;
+mod latency;
 mod op;
 mod request;
 mod stats;

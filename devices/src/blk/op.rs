@@ -1,6 +1,8 @@
 //! A request on its way: the token that goes through `Dma` and engine, and
 //! what becomes of it.
 
+use std::time::Instant;
+
 use smallvec::SmallVec;
 use swiotlb::{Access, Job, JobRanges, Range};
 
@@ -29,6 +31,8 @@ impl Outcome {
 #[derive(Debug)]
 pub(super) struct Op {
     head: Head,
+    /// When it was taken from the ring.
+    taken: Instant,
     status_at: Range,
     data_in_len: u64,
     /// What is asked of the engine now.
@@ -49,9 +53,15 @@ struct Parts {
 }
 
 impl Op {
-    /// The job of a request that was taken apart: its token, and the memory that
-    /// an engine needs for it, at most `most` bytes at once.
-    pub(super) fn job(frame: Frame, request: Result<Request, BadRequest>, most: u64) -> Job<Self> {
+    /// The job of a request that was taken from the ring at `taken`, and taken
+    /// apart: its token, and the memory that an engine needs for it, at most
+    /// `most` bytes at once.
+    pub(super) fn job(
+        frame: Frame,
+        request: Result<Request, BadRequest>,
+        taken: Instant,
+        most: u64,
+    ) -> Job<Self> {
         let data_in_len = total(&frame.data_in);
         let ranges = match &request {
             Ok(Request::Read { .. }) => with_access(frame.data_in, Access::Write),
@@ -70,6 +80,7 @@ impl Op {
         };
         let op = Op {
             head: frame.head,
+            taken,
             status_at: frame.status,
             data_in_len,
             request,
@@ -174,6 +185,11 @@ impl Op {
     /// Where its status byte goes.
     pub(super) fn status_at(&self) -> Range {
         self.status_at
+    }
+
+    /// When it was taken from the ring.
+    pub(super) fn taken(&self) -> Instant {
+        self.taken
     }
 
     /// Index of its first descriptor.

@@ -1,7 +1,9 @@
 //! What a disk has done, counted. Written by its workers, read by anyone.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
+use super::latency::Latencies;
 use super::op::Op;
 use super::request::{BadRequest, Request, Status};
 
@@ -11,6 +13,7 @@ macro_rules! stats {
         #[derive(Debug, Default)]
         pub struct BlkStats {
             $($name: AtomicU64,)*
+            latencies: Latencies,
         }
 
         /// The values of [`BlkStats`] at one moment.
@@ -70,13 +73,20 @@ stats! {
 }
 
 impl BlkStats {
+    /// Each value with its name: the counters, and how long requests took.
+    pub(super) fn list(&self) -> Vec<(&'static str, u64)> {
+        let mut list = self.snapshot().list();
+        list.extend(self.latencies.list());
+        list
+    }
+
     /// Counts an attempt to make the image durable.
     pub(super) fn count_sync(&self) {
         self.syncs.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Counts a finished request.
-    pub(super) fn count(&self, op: &Op) {
+    /// Counts a request that is finished `now`.
+    pub(super) fn count(&self, op: &Op, now: Instant) {
         let add = |counter: &AtomicU64, n: u64| {
             counter.fetch_add(n, Ordering::Relaxed);
         };
@@ -91,6 +101,8 @@ impl BlkStats {
         if op.outcome().status != Status::Ok {
             return add(&self.host_errors, 1);
         }
+        let latency = now.saturating_duration_since(op.taken());
+        self.latencies.count(request, latency);
         match request {
             Request::Read { len, .. } => {
                 add(&self.reads, 1);
