@@ -21,6 +21,10 @@ const QUEUE_SIZE_MIN: u16 = 4;
 const QUEUES_MAX: u16 = 16;
 /// Largest block size that Linux takes for a disk on every page size, bytes.
 const BLOCK_MAX: u32 = 4096;
+/// Sizes of a disk that keeps nothing: multiples of every logical block, bytes.
+const NULL_UNIT: u64 = 4096;
+/// The largest of them: offsets in it are numbers with a sign.
+const NULL_MAX: u64 = 1 << 60;
 
 /// What carries out the reads and writes of a disk.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -41,7 +45,13 @@ pub enum EngineKind {
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct BlkConfig {
     /// The image: a raw file or a block device. Xenstore: `params`.
+    #[serde(default)]
     pub path: PathBuf,
+    /// In place of an image nothing at all, of so many bytes: writes are
+    /// forgotten and reads bring nothing. For measuring what is not the host's
+    /// disk. No `engine` is used; `direct` sends data through the bounce pool.
+    #[serde(default)]
+    pub null: Option<u64>,
     /// The guest may not write. Xenstore: `mode` without `w`.
     #[serde(default)]
     pub readonly: bool,
@@ -93,6 +103,12 @@ pub enum ConfigError {
     /// No image.
     #[error("path is empty: name a raw image file or a block device")]
     NoPath,
+    /// An image, and none.
+    #[error("null {0} beside a path: a disk has an image, or none")]
+    NullAndPath(u64),
+    /// A size that no disk can have.
+    #[error("null {0} is no multiple of 4096 from 4096 to 2^60")]
+    Null(u64),
     /// The serial number does not fit.
     #[error("serial {0:?} is longer than 20 characters or not printable ASCII")]
     Serial(String),
@@ -123,6 +139,7 @@ impl ConfigError {
     pub fn key(&self) -> &'static str {
         match self {
             ConfigError::NoPath => "path",
+            ConfigError::NullAndPath(_) | ConfigError::Null(_) => "null",
             ConfigError::Serial(_) => "serial",
             ConfigError::QueueSize(_) => "queue-size",
             ConfigError::Queues(_) => "queues",
@@ -137,6 +154,7 @@ impl BlkConfig {
     pub fn new(path: impl Into<PathBuf>) -> Self {
         BlkConfig {
             path: path.into(),
+            null: None,
             readonly: false,
             serial: None,
             discard: yes(),
@@ -149,14 +167,35 @@ impl BlkConfig {
         }
     }
 
+    /// A disk of `size` bytes that keeps nothing, with everything else at its
+    /// default.
+    #[must_use]
+    pub fn null(size: u64) -> Self {
+        BlkConfig {
+            null: Some(size),
+            ..BlkConfig::new("")
+        }
+    }
+
+    fn source(&self) -> Result<Source, ConfigError> {
+        let has_path = !self.path.as_os_str().is_empty();
+        match self.null {
+            Some(size) if has_path => Err(ConfigError::NullAndPath(size)),
+            Some(size) if size.is_multiple_of(NULL_UNIT) && (1..=NULL_MAX).contains(&size) => {
+                Ok(Source::Null(size))
+            }
+            Some(size) => Err(ConfigError::Null(size)),
+            None if has_path => Ok(Source::Image(self.path.clone())),
+            None => Err(ConfigError::NoPath),
+        }
+    }
+
     /// Checks everything that can be checked without opening the image.
     ///
     /// # Errors
     /// The first key whose value no disk can have.
     pub fn validate(self) -> Result<BlkSpec, ConfigError> {
-        if self.path.as_os_str().is_empty() {
-            return Err(ConfigError::NoPath);
-        }
+        let source = self.source()?;
         if !self.queue_size.is_power_of_two()
             || !(QUEUE_SIZE_MIN..=QUEUE_SIZE_MAX).contains(&self.queue_size)
         {
@@ -174,7 +213,7 @@ impl BlkConfig {
         }
         Ok(BlkSpec {
             serial: padded(self.serial.unwrap_or_default())?,
-            path: self.path,
+            source,
             readonly: self.readonly,
             discard: self.discard,
             queue_size: self.queue_size,
@@ -213,10 +252,19 @@ fn padded(serial: String) -> Result<[u8; ID_BYTES], ConfigError> {
     Ok(bytes)
 }
 
+/// What a disk's bytes are on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Source {
+    /// An image at a path.
+    Image(PathBuf),
+    /// Nothing, of so many bytes.
+    Null(u64),
+}
+
 /// A checked [`BlkConfig`]; never changes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BlkSpec {
-    pub(super) path: PathBuf,
+    pub(super) source: Source,
     pub(super) readonly: bool,
     pub(super) serial: [u8; ID_BYTES],
     pub(super) discard: bool,
@@ -229,9 +277,12 @@ pub struct BlkSpec {
 }
 
 impl BlkSpec {
-    /// The image.
-    pub fn path(&self) -> &std::path::Path {
-        &self.path
+    /// The image, if there is one.
+    pub fn path(&self) -> Option<&std::path::Path> {
+        match &self.source {
+            Source::Image(path) => Some(path),
+            Source::Null(_) => None,
+        }
     }
 
     /// Whether the guest may not write.
@@ -339,5 +390,20 @@ mod tests {
         };
         assert_eq!(config.validate(), Err(refused));
         assert_eq!(BlkConfig::new("").validate(), Err(ConfigError::NoPath));
+    }
+
+    #[test]
+    fn a_disk_has_an_image_or_a_size_but_not_both() {
+        let both = BlkConfig {
+            null: Some(4096),
+            ..disk()
+        };
+
+        assert_eq!(both.validate(), Err(ConfigError::NullAndPath(4096)));
+        assert_eq!(BlkConfig::null(8192).validate().unwrap().path(), None);
+        for size in [0, 512, u64::MAX - 4095] {
+            let refused = BlkConfig::null(size).validate();
+            assert_eq!(refused, Err(ConfigError::Null(size)));
+        }
     }
 }

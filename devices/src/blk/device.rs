@@ -11,7 +11,8 @@ use zerocopy::{Immutable, IntoBytes};
 use super::config::{BlkSpec, SECTOR};
 use super::engine::{self, Engine};
 use super::handler::BlkHandler;
-use super::image::{Image, ImageError, Shape};
+use super::image::{ImageError, Shape};
+use super::medium::Medium;
 use super::request::{DISCARD_EXTENTS, DISCARD_SECTORS, Limits, ZERO_EXTENTS, ZERO_SECTORS};
 use super::stats::BlkStats;
 use crate::virtio::{Device, DeviceError, DeviceType, QueueHandler};
@@ -49,12 +50,11 @@ struct NoSuchQueue {
     queues: u16,
 }
 
-/// A virtio disk on an image. It holds the image, and the image's lock, until
-/// it and the handlers of its queues are dropped; resets do not matter.
+/// A virtio disk. It holds its image, and the image's lock, until it and the handlers of its queues are dropped; resets do not matter.
 #[derive(Debug)]
 pub struct BlkDevice {
     spec: BlkSpec,
-    image: Arc<Image>,
+    medium: Medium,
     stats: Arc<BlkStats>,
     queue_sizes: Vec<u16>,
     features: u64,
@@ -67,22 +67,22 @@ impl BlkDevice {
     /// # Errors
     /// An image that cannot be served.
     pub fn open(spec: BlkSpec) -> Result<Self, ImageError> {
-        let image = Image::open(&spec)?;
+        let medium = Medium::open(&spec)?;
         let engine =
             engine::choose(spec.engine, spec.direct).map_err(|source| ImageError::NoIoUring {
-                path: spec.path.clone(),
+                path: medium.name(),
                 source,
             })?;
         let spec = BlkSpec { engine, ..spec };
-        let shape = image.shape();
+        let shape = medium.shape();
         tracing::info!(
-            image = %image.path().display(),
+            image = %medium.name().display(),
             bytes = shape.size,
             readonly = spec.readonly,
             discard = shape.discard.is_some(),
             logical_block_size = shape.logical,
             physical_block_size = shape.physical,
-            direct = image.direct_align(),
+            direct = spec.direct.then_some(medium.need().align),
             engine = ?engine,
             "disk opened"
         );
@@ -91,7 +91,7 @@ impl BlkDevice {
             config: config_space(&spec, shape),
             queue_sizes: vec![spec.queue_size; usize::from(spec.queues)],
             stats: Arc::default(),
-            image: Arc::new(image),
+            medium,
             spec,
         })
     }
@@ -103,7 +103,7 @@ impl BlkDevice {
 
     /// Capacity in sectors of 512 bytes.
     pub fn sectors(&self) -> u64 {
-        self.image.sectors()
+        self.medium.sectors()
     }
 }
 
@@ -195,7 +195,7 @@ impl Device for BlkDevice {
         let write_through = !negotiated(blk::VIRTIO_BLK_F_FLUSH);
         Ok(Box::new(BlkHandler {
             limits: Limits {
-                sectors: self.image.sectors(),
+                sectors: self.medium.sectors(),
                 readonly: self.spec.readonly,
                 discard: negotiated(blk::VIRTIO_BLK_F_DISCARD),
                 write_zeroes: negotiated(blk::VIRTIO_BLK_F_WRITE_ZEROES),
@@ -203,7 +203,7 @@ impl Device for BlkDevice {
             serial: self.spec.serial,
             engine: Engine::new(
                 self.spec.engine,
-                Arc::clone(&self.image),
+                &self.medium,
                 Arc::clone(&self.stats),
                 write_through,
             )?,

@@ -157,12 +157,12 @@ pub(super) struct Image {
 }
 
 impl Image {
-    /// Opens and locks the image of `spec`.
+    /// Opens and locks the image at `path`, as `spec` wants it.
     ///
     /// # Errors
     /// [`ImageError`]
-    pub(super) fn open(spec: &BlkSpec) -> Result<Self, ImageError> {
-        let path = &spec.path;
+    pub(super) fn open(path: &Path, spec: &BlkSpec) -> Result<Self, ImageError> {
+        let path = &path.to_owned();
         let open_error = |source| ImageError::Open {
             path: path.clone(),
             purpose: if spec.readonly {
@@ -229,11 +229,6 @@ impl Image {
     /// Its sizes.
     pub(super) fn shape(&self) -> &Shape {
         &self.shape
-    }
-
-    /// Its number of sectors.
-    pub(super) fn sectors(&self) -> u64 {
-        self.shape.size / SECTOR
     }
 
     /// The open file, by way of the host's page cache.
@@ -368,6 +363,23 @@ fn device_discard(device: u64) -> Option<u32> {
         let granularity = limit(queue, "discard_granularity")?;
         (max > 0).then(|| u32::try_from(granularity).unwrap_or(u32::MAX))
     })
+}
+
+/// What a disk of `size` bytes that keeps nothing looks like.
+///
+/// # Errors
+/// Block sizes that do not go together.
+pub(super) fn shape_of_null(size: u64, spec: &BlkSpec) -> Result<Shape, ImageError> {
+    let shape = Shape {
+        size,
+        logical: 512,
+        physical: 4096,
+        alignment: 0,
+        io_min: 0,
+        io_opt: 0,
+        discard: Some(4096),
+    };
+    check_shape(Path::new("null"), with_overrides(shape, spec))
 }
 
 fn with_overrides(mut shape: Shape, spec: &BlkSpec) -> Shape {

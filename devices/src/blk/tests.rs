@@ -27,6 +27,7 @@ mod block_device;
 mod bounced;
 mod configuration;
 mod malformed;
+mod null;
 mod requests;
 
 use std::os::unix::fs::{FileExt, MetadataExt};

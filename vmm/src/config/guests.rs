@@ -1,6 +1,7 @@
 //! What the configuration file says about single guests and their devices.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use devices::blk::BlkConfig;
 use devices::registry::DeviceConfig;
@@ -50,6 +51,7 @@ pub struct GuestOverrides {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 pub struct DiskOverrides {
+    null: Option<u64>,
     serial: Option<String>,
     discard: Option<bool>,
     queue_size: Option<u16>,
@@ -142,6 +144,11 @@ impl DiskOverrides {
     /// Puts what is said here in the place of what `disk` has.
     #[must_use]
     pub fn apply(&self, mut disk: BlkConfig) -> BlkConfig {
+        if self.null.is_some() {
+            // what the toolstack has named is left alone
+            disk.path = PathBuf::new();
+            disk.null = self.null;
+        }
         disk.serial = self.serial.clone().or(disk.serial);
         disk.logical_block_size = self.logical_block_size.or(disk.logical_block_size);
         disk.physical_block_size = self.physical_block_size.or(disk.physical_block_size);
