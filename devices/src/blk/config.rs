@@ -8,7 +8,9 @@ use std::path::PathBuf;
 use serde::Deserialize;
 use thiserror::Error;
 
+use super::limit::Rates;
 use super::request::ID_BYTES;
+use crate::virtio::bucket::Rate;
 
 /// Bytes of a sector: the unit of all addresses and lengths on the wire.
 /// virtio 1.3 §5.2.6
@@ -21,6 +23,8 @@ const QUEUE_SIZE_MIN: u16 = 4;
 const QUEUES_MAX: u16 = 16;
 /// Largest block size that Linux takes for a disk on every page size, bytes.
 const BLOCK_MAX: u32 = 4096;
+/// Largest rate and burst.
+const RATE_MAX: u64 = 1 << 40;
 /// Sizes of a disk that keeps nothing: multiples of every logical block, bytes.
 const NULL_UNIT: u64 = 4096;
 /// The largest of them: offsets in it are numbers with a sign.
@@ -83,6 +87,22 @@ pub struct BlkConfig {
     /// What carries out the reads and writes.
     #[serde(default)]
     pub engine: EngineKind,
+    /// The most requests over time, those for the serial number apart: per
+    /// second, 1 to 2^40. Without it there is no limit.
+    #[serde(default)]
+    pub operations_per_second: Option<u64>,
+    /// The most requests at once after a pause, 1 to 2^40. Without it what a
+    /// second yields.
+    #[serde(default)]
+    pub operations_burst: Option<u64>,
+    /// The most bytes read and written over time: per second, 1 to 2^40.
+    /// Without it there is no limit.
+    #[serde(default)]
+    pub bytes_per_second: Option<u64>,
+    /// The most bytes at once after a pause, 1 to 2^40; a single request may
+    /// have more. Without it what a second yields.
+    #[serde(default)]
+    pub bytes_burst: Option<u64>,
 }
 
 fn yes() -> bool {
@@ -112,6 +132,12 @@ pub enum ConfigError {
     /// The serial number does not fit.
     #[error("serial {0:?} is longer than 20 characters or not printable ASCII")]
     Serial(String),
+    /// A rate or a burst is out of bounds.
+    #[error("{0} {1} is not from 1 to 2^40")]
+    Rate(&'static str, u64),
+    /// A burst of a rate that there is not.
+    #[error("{0} {1} without a rate limits nothing")]
+    BurstAlone(&'static str, u64),
     /// The queue size is out of bounds.
     #[error("queue-size {0} is no power of two from 4 to 1024")]
     QueueSize(u16),
@@ -141,6 +167,7 @@ impl ConfigError {
             ConfigError::NoPath => "path",
             ConfigError::NullAndPath(_) | ConfigError::Null(_) => "null",
             ConfigError::Serial(_) => "serial",
+            ConfigError::Rate(key, _) | ConfigError::BurstAlone(key, _) => key,
             ConfigError::QueueSize(_) => "queue-size",
             ConfigError::Queues(_) => "queues",
             ConfigError::LogicalBlock(_) => "logical-block-size",
@@ -164,6 +191,10 @@ impl BlkConfig {
             physical_block_size: None,
             direct: false,
             engine: EngineKind::default(),
+            operations_per_second: None,
+            operations_burst: None,
+            bytes_per_second: None,
+            bytes_burst: None,
         }
     }
 
@@ -222,7 +253,39 @@ impl BlkConfig {
             physical_block_size: self.physical_block_size,
             direct: self.direct,
             engine: self.engine,
+            rates: Rates {
+                operations: rate(
+                    ("operations-per-second", self.operations_per_second),
+                    ("operations-burst", self.operations_burst),
+                )?,
+                bytes: rate(
+                    ("bytes-per-second", self.bytes_per_second),
+                    ("bytes-burst", self.bytes_burst),
+                )?,
+            },
         })
+    }
+}
+
+/// A rate and its burst, each with its key.
+fn rate(
+    per_second: (&'static str, Option<u64>),
+    burst: (&'static str, Option<u64>),
+) -> Result<Option<Rate>, ConfigError> {
+    for (key, value) in [per_second, burst] {
+        if let Some(value) = value
+            && !(1..=RATE_MAX).contains(&value)
+        {
+            return Err(ConfigError::Rate(key, value));
+        }
+    }
+    match (per_second.1, burst.1) {
+        (None, None) => Ok(None),
+        (None, Some(alone)) => Err(ConfigError::BurstAlone(burst.0, alone)),
+        (Some(per_second), burst) => Ok(Some(Rate {
+            per_second,
+            burst: burst.unwrap_or(per_second),
+        })),
     }
 }
 
@@ -274,6 +337,7 @@ pub struct BlkSpec {
     pub(super) physical_block_size: Option<u32>,
     pub(super) direct: bool,
     pub(super) engine: EngineKind,
+    pub(super) rates: Rates,
 }
 
 impl BlkSpec {
@@ -390,6 +454,44 @@ mod tests {
         };
         assert_eq!(config.validate(), Err(refused));
         assert_eq!(BlkConfig::new("").validate(), Err(ConfigError::NoPath));
+    }
+
+    #[test]
+    fn a_rate_has_a_seconds_burst_unless_it_is_said() {
+        let limited = |burst| BlkConfig {
+            bytes_per_second: Some(5000),
+            bytes_burst: burst,
+            ..disk()
+        };
+        let burst = |burst| {
+            limited(burst)
+                .validate()
+                .unwrap()
+                .rates
+                .bytes
+                .unwrap()
+                .burst
+        };
+
+        assert_eq!((burst(None), burst(Some(7))), (5000, 7));
+    }
+
+    #[test]
+    fn rates_out_of_bounds_and_bursts_without_one_are_refused() {
+        let rate = BlkConfig {
+            operations_per_second: Some(0),
+            ..disk()
+        };
+        let alone = BlkConfig {
+            operations_burst: Some(9),
+            ..disk()
+        };
+
+        let (rate, alone) = (rate.validate().unwrap_err(), alone.validate().unwrap_err());
+
+        assert_eq!(rate.key(), "operations-per-second");
+        assert_eq!(rate, ConfigError::Rate("operations-per-second", 0));
+        assert_eq!(alone, ConfigError::BurstAlone("operations-burst", 9));
     }
 
     #[test]

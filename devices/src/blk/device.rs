@@ -1,7 +1,8 @@
 //! The disk as its transport sees it: features, configuration space, queues.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use thiserror::Error;
 use virtio_bindings::virtio_blk as blk;
@@ -12,6 +13,7 @@ use super::config::{BlkSpec, SECTOR};
 use super::engine::{self, Engine};
 use super::handler::BlkHandler;
 use super::image::{ImageError, Shape};
+use super::limit::{Brake, Budget};
 use super::medium::Medium;
 use super::request::{DISCARD_EXTENTS, DISCARD_SECTORS, Limits, ZERO_EXTENTS, ZERO_SECTORS};
 use super::stats::BlkStats;
@@ -56,6 +58,8 @@ pub struct BlkDevice {
     spec: BlkSpec,
     medium: Medium,
     stats: Arc<BlkStats>,
+    /// What the guest may still ask for, where it is limited.
+    budget: Option<Arc<Mutex<Budget>>>,
     queue_sizes: Vec<u16>,
     features: u64,
     config: ConfigSpace,
@@ -91,6 +95,7 @@ impl BlkDevice {
             config: config_space(&spec, shape),
             queue_sizes: vec![spec.queue_size; usize::from(spec.queues)],
             stats: Arc::default(),
+            budget: Budget::new(spec.rates, Instant::now()),
             medium,
             spec,
         })
@@ -193,6 +198,14 @@ impl Device for BlkDevice {
         let negotiated = |bit: u32| self.features & features & 1 << bit != 0;
         // virtio 1.3 §5.2.5.2: without a way to flush, writes are durable
         let write_through = !negotiated(blk::VIRTIO_BLK_F_FLUSH);
+        let engine = Engine::new(
+            self.spec.engine,
+            &self.medium,
+            Arc::clone(&self.stats),
+            write_through,
+        )?;
+        let budget = self.budget.as_ref().map(Arc::clone);
+        let brake = budget.map(|budget| Brake::new(budget, engine.event()));
         Ok(Box::new(BlkHandler {
             limits: Limits {
                 sectors: self.medium.sectors(),
@@ -201,12 +214,8 @@ impl Device for BlkDevice {
                 write_zeroes: negotiated(blk::VIRTIO_BLK_F_WRITE_ZEROES),
             },
             serial: self.spec.serial,
-            engine: Engine::new(
-                self.spec.engine,
-                &self.medium,
-                Arc::clone(&self.stats),
-                write_through,
-            )?,
+            brake: brake.transpose()?,
+            engine,
             stats: Arc::clone(&self.stats),
             completed: Vec::new(),
             waiting: VecDeque::new(),

@@ -16,6 +16,7 @@ mod engine;
 mod handler;
 mod image;
 mod latency;
+mod limit;
 mod medium;
 mod op;
 mod request;

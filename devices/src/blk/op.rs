@@ -6,6 +6,7 @@ use std::time::Instant;
 use smallvec::SmallVec;
 use swiotlb::{Access, Job, JobRanges, Range};
 
+use super::limit::Cost;
 use super::request::{BadRequest, Frame, Request, Status, total};
 use crate::virtio::Head;
 use crate::virtio::queue::DescriptorRanges;
@@ -35,6 +36,8 @@ pub(super) struct Op {
     taken: Instant,
     status_at: Range,
     data_in_len: u64,
+    /// It has been charged to the disk's limits.
+    paid: bool,
     /// What is asked of the engine now.
     request: Result<Request, BadRequest>,
     outcome: Outcome,
@@ -83,6 +86,7 @@ impl Op {
             taken,
             status_at: frame.status,
             data_in_len,
+            paid: false,
             request,
             outcome,
             parts: None,
@@ -140,6 +144,7 @@ impl Op {
         };
         if outcome.status == Status::Ok && !parts.rest.is_empty() {
             parts.done += moved;
+            self.paid = false;
             let rest = std::mem::take(&mut parts.rest);
             return Ok(self.cut(rest, most));
         }
@@ -164,6 +169,18 @@ impl Op {
             Ok(Request::GetId) | Err(_) => None,
             Ok(request) => Some(request),
         }
+    }
+
+    /// What it is still to be charged for what is asked of the engine now.
+    pub(super) fn unpaid(&self) -> Option<Cost> {
+        let first = self.parts.as_ref().is_none_or(|parts| parts.done == 0);
+        let request = self.for_engine().filter(|_| !self.paid)?;
+        Some(Cost::of(request, first))
+    }
+
+    /// It has been charged.
+    pub(super) fn pay(&mut self) {
+        self.paid = true;
     }
 
     /// Refuses it after all.

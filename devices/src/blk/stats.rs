@@ -64,6 +64,8 @@ stats! {
     zeroed_bytes,
     /// Requests that the host failed.
     host_errors,
+    /// Times that a queue had to wait for the disk's limits.
+    limited,
     /// Requests refused because they break a rule.
     bad_requests,
     /// Requests refused because there is no such request here.
@@ -83,6 +85,11 @@ impl BlkStats {
     /// Counts an attempt to make the image durable.
     pub(super) fn count_sync(&self) {
         self.syncs.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts a queue that waits for the disk's limits.
+    pub(super) fn count_limited(&self) {
+        self.limited.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Counts a request that is finished `now`.

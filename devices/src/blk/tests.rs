@@ -26,6 +26,7 @@ macro_rules! on_every_engine {
 mod block_device;
 mod bounced;
 mod configuration;
+mod limited;
 mod malformed;
 mod null;
 mod requests;

@@ -1,5 +1,6 @@
 //! What all virtio devices share.
 
+pub(crate) mod bucket;
 pub(crate) mod counters;
 pub mod device;
 pub mod features;
