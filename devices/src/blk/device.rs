@@ -186,6 +186,28 @@ impl Device for BlkDevice {
         }
     }
 
+    fn refresh(&mut self) -> bool {
+        if let Err(error) = self.medium.look_again() {
+            tracing::warn!(
+                image = %self.medium.name().display(),
+                %error,
+                "the image's size cannot be read; the disk keeps its own"
+            );
+        }
+        let (before, sectors) = (self.config.capacity.get(), self.medium.sectors());
+        if before == sectors {
+            return false;
+        }
+        tracing::info!(
+            image = %self.medium.name().display(),
+            before = before * SECTOR,
+            bytes = sectors * SECTOR,
+            "the disk has the new size of its image"
+        );
+        self.config.capacity = sectors.into();
+        true
+    }
+
     fn start_queue(
         &mut self,
         index: u16,
@@ -207,6 +229,7 @@ impl Device for BlkDevice {
         let budget = self.budget.as_ref().map(Arc::clone);
         let brake = budget.map(|budget| Brake::new(budget, engine.event()));
         Ok(Box::new(BlkHandler {
+            medium: self.medium.clone(),
             limits: Limits {
                 sectors: self.medium.sectors(),
                 readonly: self.spec.readonly,

@@ -13,6 +13,7 @@ use zerocopy::IntoBytes;
 
 use super::engine::Engine;
 use super::limit::Brake;
+use super::medium::Medium;
 use super::op::Op;
 use super::request::{BadRequest, Frame, Header, ID_BYTES, Limits, Parsed, Request, total};
 use super::stats::BlkStats;
@@ -21,6 +22,7 @@ use crate::virtio::{ActiveQueue, Chain, QueueError, QueueHandler};
 
 /// See the module.
 pub(super) struct BlkHandler {
+    pub medium: Medium,
     pub limits: Limits,
     pub serial: [u8; ID_BYTES],
     pub engine: Engine,
@@ -38,6 +40,8 @@ pub(super) struct BlkHandler {
 impl QueueHandler for BlkHandler {
     fn serve(&mut self, queue: &mut ActiveQueue, chains: Vec<Chain>) -> Result<(), QueueError> {
         let taken = Instant::now();
+        // a batch sees one size
+        self.limits.sectors = self.medium.sectors();
         self.engine.prepare(queue.dma());
         let frames = chains
             .into_iter()

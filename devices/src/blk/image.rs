@@ -1,7 +1,8 @@
 //! The image behind a disk: opened, locked and measured once.
 //!
 //! Called by the thread that sets a disk up; the engines use what it opened.
-//! Sizes are those seen at opening: a disk does not grow with its image.
+//! Block sizes are those seen at opening; its size is looked at again when
+//! someone asks for that.
 
 #[cfg(test)]
 mod tests;
@@ -11,6 +12,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use thiserror::Error;
 use vmm_sys_util::fallocate::{FallocateMode, fallocate};
@@ -122,7 +124,7 @@ pub enum ImageError {
 /// The shape of an image: sizes in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Shape {
-    /// All of it.
+    /// All of it, when it was opened.
     pub size: u64,
     /// Logical block: the least that a guest addresses.
     pub logical: u32,
@@ -154,6 +156,8 @@ pub(super) struct Image {
     path: PathBuf,
     block_device: bool,
     shape: Shape,
+    /// Bytes that a guest may reach, whole blocks.
+    size: AtomicU64,
 }
 
 impl Image {
@@ -222,6 +226,7 @@ impl Image {
             direct,
             path: path.clone(),
             block_device,
+            size: shape.size.into(),
             shape,
         })
     }
@@ -229,6 +234,25 @@ impl Image {
     /// Its sizes.
     pub(super) fn shape(&self) -> &Shape {
         &self.shape
+    }
+
+    /// Bytes that a guest may reach, as they were known last.
+    pub(super) fn size(&self) -> u64 {
+        self.size.load(Ordering::Relaxed)
+    }
+
+    /// Looks at its size again. What is no whole block at its end is left out.
+    ///
+    /// # Errors
+    /// What the host said; the size is then what it was.
+    pub(super) fn look_again(&self) -> io::Result<()> {
+        let size = match self.block_device {
+            true => sys::device_size(&self.file)?,
+            false => self.file.metadata()?.len(),
+        };
+        let block = u64::from(self.shape.logical).max(SECTOR);
+        self.size.store(size - size % block, Ordering::Relaxed);
+        Ok(())
     }
 
     /// The open file, by way of the host's page cache.

@@ -1,5 +1,6 @@
 //! What a disk's bytes are on: an image, or nothing.
 
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -45,9 +46,24 @@ impl Medium {
         }
     }
 
-    /// Its number of sectors.
+    /// Its number of sectors, as it was known last.
     pub(super) fn sectors(&self) -> u64 {
-        self.shape().size / SECTOR
+        let size = match self {
+            Medium::Image(image) => image.size(),
+            Medium::Null { shape, .. } => shape.size,
+        };
+        size / SECTOR
+    }
+
+    /// Looks at its size again.
+    ///
+    /// # Errors
+    /// What the host said; the size is then what it was.
+    pub(super) fn look_again(&self) -> io::Result<()> {
+        match self {
+            Medium::Image(image) => image.look_again(),
+            Medium::Null { .. } => Ok(()),
+        }
     }
 
     /// What is to be known of a request's memory.

@@ -30,6 +30,7 @@ mod limited;
 mod malformed;
 mod null;
 mod requests;
+mod resized;
 
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::Arc;
