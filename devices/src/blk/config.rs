@@ -87,6 +87,11 @@ pub struct BlkConfig {
     /// What carries out the reads and writes.
     #[serde(default)]
     pub engine: EngineKind,
+    /// Writes are complete before they are durable, and durable with the next
+    /// flush, until the guest switches that. Without it each write is made
+    /// durable by itself.
+    #[serde(default = "yes")]
+    pub write_cache: bool,
     /// The most requests over time, those for the serial number apart: per
     /// second, 1 to 2^40. Without it there is no limit.
     #[serde(default)]
@@ -191,6 +196,7 @@ impl BlkConfig {
             physical_block_size: None,
             direct: false,
             engine: EngineKind::default(),
+            write_cache: yes(),
             operations_per_second: None,
             operations_burst: None,
             bytes_per_second: None,
@@ -253,6 +259,7 @@ impl BlkConfig {
             physical_block_size: self.physical_block_size,
             direct: self.direct,
             engine: self.engine,
+            write_cache: self.write_cache,
             rates: Rates {
                 operations: rate(
                     ("operations-per-second", self.operations_per_second),
@@ -337,6 +344,7 @@ pub struct BlkSpec {
     pub(super) physical_block_size: Option<u32>,
     pub(super) direct: bool,
     pub(super) engine: EngineKind,
+    pub(super) write_cache: bool,
     pub(super) rates: Rates,
 }
 

@@ -1,6 +1,7 @@
 //! The disk as its transport sees it: features, configuration space, queues.
 
 use std::collections::VecDeque;
+use std::mem::offset_of;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
@@ -9,6 +10,7 @@ use virtio_bindings::virtio_blk as blk;
 use zerocopy::byteorder::little_endian::{U16, U32, U64};
 use zerocopy::{Immutable, IntoBytes};
 
+use super::cache::{Durability, WriteCache};
 use super::config::{BlkSpec, SECTOR};
 use super::engine::{self, Engine};
 use super::handler::BlkHandler;
@@ -58,6 +60,7 @@ pub struct BlkDevice {
     spec: BlkSpec,
     medium: Medium,
     stats: Arc<BlkStats>,
+    cache: WriteCache,
     /// What the guest may still ask for, where it is limited.
     budget: Option<Arc<Mutex<Budget>>>,
     queue_sizes: Vec<u16>,
@@ -95,6 +98,7 @@ impl BlkDevice {
             config: config_space(&spec, shape),
             queue_sizes: vec![spec.queue_size; usize::from(spec.queues)],
             stats: Arc::default(),
+            cache: WriteCache::new(spec.write_cache),
             budget: Budget::new(spec.rates, Instant::now()),
             medium,
             spec,
@@ -104,6 +108,11 @@ impl BlkDevice {
     /// What it has done so far.
     pub fn stats(&self) -> &Arc<BlkStats> {
         &self.stats
+    }
+
+    fn switch_cache(&mut self, on: bool) {
+        self.cache.switch(on);
+        self.config.writeback = u8::from(on);
     }
 
     /// Capacity in sectors of 512 bytes.
@@ -126,6 +135,7 @@ fn features(spec: &BlkSpec, shape: &Shape) -> u64 {
         bits.push(blk::VIRTIO_BLK_F_RO);
     } else {
         bits.push(blk::VIRTIO_BLK_F_WRITE_ZEROES);
+        bits.push(blk::VIRTIO_BLK_F_CONFIG_WCE);
     }
     if shape.discard.is_some() {
         bits.push(blk::VIRTIO_BLK_F_DISCARD);
@@ -147,6 +157,7 @@ fn config_space(spec: &BlkSpec, shape: &Shape) -> ConfigSpace {
         min_io_size: u16::try_from(blocks(shape.io_min)).unwrap_or(0).into(),
         opt_io_size: blocks(shape.io_opt).into(),
         num_queues: spec.queues.into(),
+        writeback: u8::from(spec.write_cache),
         ..ConfigSpace::default()
     };
     if discard > 0 {
@@ -186,6 +197,23 @@ impl Device for BlkDevice {
         }
     }
 
+    fn write_config(&mut self, offset: u64, data: &[u8]) -> bool {
+        let at = offset_of!(ConfigSpace, writeback) as u64;
+        match data {
+            // virtio 1.3 §5.2.5.1: the only field that a driver writes
+            &[on @ (0 | 1)] if offset == at && !self.spec.readonly => {
+                tracing::debug!(on, "the driver switches the write cache");
+                self.switch_cache(on == 1);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    fn reset(&mut self) {
+        self.switch_cache(self.spec.write_cache);
+    }
+
     fn refresh(&mut self) -> bool {
         if let Err(error) = self.medium.look_again() {
             tracing::warn!(
@@ -217,14 +245,22 @@ impl Device for BlkDevice {
         if index >= queues {
             return Err(Box::new(NoSuchQueue { index, queues }));
         }
-        let negotiated = |bit: u32| self.features & features & 1 << bit != 0;
-        // virtio 1.3 §5.2.5.2: without a way to flush, writes are durable
-        let write_through = !negotiated(blk::VIRTIO_BLK_F_FLUSH);
+        let both = self.features & features;
+        let negotiated = |bit: u32| both & 1 << bit != 0;
+        let can_flush = negotiated(blk::VIRTIO_BLK_F_FLUSH);
+        if !can_flush {
+            // virtio 1.3 §5.2.5.2: writeback is 0 then
+            self.switch_cache(false);
+        }
+        let durability = Durability {
+            can_flush,
+            cache: self.cache.clone(),
+        };
         let engine = Engine::new(
             self.spec.engine,
             &self.medium,
             Arc::clone(&self.stats),
-            write_through,
+            durability,
         )?;
         let budget = self.budget.as_ref().map(Arc::clone);
         let brake = budget.map(|budget| Brake::new(budget, engine.event()));

@@ -10,6 +10,7 @@
 //! The transport owns the [`BlkDevice`]; each handler belongs to the worker of
 //! its queue. What they share is the medium, which never changes, and counters.
 
+mod cache;
 pub mod config;
 mod device;
 mod engine;

@@ -60,6 +60,7 @@ pub struct DiskOverrides {
     physical_block_size: Option<u32>,
     direct: Option<bool>,
     engine: Option<devices::blk::EngineKind>,
+    write_cache: Option<bool>,
     operations_per_second: Option<u64>,
     operations_burst: Option<u64>,
     bytes_per_second: Option<u64>,
@@ -161,6 +162,7 @@ impl DiskOverrides {
         disk.queues = self.queues.unwrap_or(disk.queues);
         disk.direct = self.direct.unwrap_or(disk.direct);
         disk.engine = self.engine.unwrap_or(disk.engine);
+        disk.write_cache = self.write_cache.unwrap_or(disk.write_cache);
         disk.operations_per_second = self.operations_per_second.or(disk.operations_per_second);
         disk.operations_burst = self.operations_burst.or(disk.operations_burst);
         disk.bytes_per_second = self.bytes_per_second.or(disk.bytes_per_second);

@@ -19,6 +19,7 @@ use std::sync::Arc;
 
 use swiotlb::{Dma, InFlight, Mapped, Need};
 
+use super::cache::Durability;
 use super::config::EngineKind;
 use super::medium::Medium;
 use super::op::Op;
@@ -69,9 +70,9 @@ pub(super) fn choose(wanted: EngineKind, direct: bool) -> io::Result<EngineKind>
 }
 
 impl Engine {
-    /// An engine on `medium`, of the kind that [`choose`] said. With
-    /// `write_through` a write is durable before it completes; otherwise with
-    /// the next flush.
+    /// An engine on `medium`, of the kind that [`choose`] said. `durability`
+    /// says whether a write is durable before it completes, or with the next
+    /// flush.
     ///
     /// # Errors
     /// No ring, or no event file.
@@ -79,7 +80,7 @@ impl Engine {
         kind: EngineKind,
         medium: &Medium,
         stats: Arc<BlkStats>,
-        write_through: bool,
+        durability: Durability,
     ) -> io::Result<Self> {
         let need = medium.need();
         let image = match medium {
@@ -88,11 +89,11 @@ impl Engine {
         };
         Ok(match kind {
             EngineKind::IoUring => {
-                let engine = Uring::new(image, stats, write_through)?;
+                let engine = Uring::new(image, stats, durability)?;
                 Engine::Uring(Box::new(engine), need)
             }
             EngineKind::Auto | EngineKind::Sync => {
-                Engine::Sync(Sync::new(image, stats, write_through), need)
+                Engine::Sync(Sync::new(image, stats, durability), need)
             }
         })
     }
