@@ -4,6 +4,7 @@
 use std::fs;
 
 use devices::blk::BlkConfig;
+use devices::virtio::mmio::Register;
 use tests::disk::{DISCARD, IOERR, OK, UNSUPP, WRITE_ZEROES, ask, extent, read, write};
 use tests::stand::{Setup, configured, disk};
 use tests::{Place, Stand};
@@ -134,6 +135,29 @@ fn a_read_only_disk_says_so_and_is_not_written() {
         assert_eq!(still, content[4096..8192]);
         drop(disk);
         assert!(fs::read(&path).unwrap() == content);
+        stand.finish();
+    });
+}
+
+#[test]
+fn an_image_that_has_grown_is_told_by_an_interrupt() {
+    bounded(|| {
+        let stand = Stand::new();
+        let (place, path) = stand.add_disk(0, Addresses::Grants, IMAGE);
+        let driver = stand.raw(&place, 0);
+        driver.negotiate();
+        driver.go();
+        let generation = driver.get(Register::ConfigGeneration);
+        let grown = 2 * IMAGE as u64;
+        let image = fs::File::options().write(true).open(&path).unwrap();
+        image.set_len(grown).unwrap();
+
+        stand.guest().refresh().unwrap();
+
+        assert_ne!(driver.get(Register::ConfigGeneration), generation);
+        assert_eq!(driver.peek(0x100, 4), grown / SECTOR as u64);
+        assert_eq!(driver.get(Register::InterruptStatus), 2);
+        assert_eq!(driver.interrupts(), 1);
         stand.finish();
     });
 }

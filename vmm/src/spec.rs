@@ -34,7 +34,7 @@ impl SlotSpec {
     #[must_use]
     pub fn image(&self) -> Option<&Path> {
         match &self.device {
-            DeviceSpec::Blk(spec) => Some(spec.path()),
+            DeviceSpec::Blk(spec) => spec.path(),
             _ => None,
         }
     }

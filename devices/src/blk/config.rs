@@ -8,7 +8,9 @@ use std::path::PathBuf;
 use serde::Deserialize;
 use thiserror::Error;
 
+use super::limit::Rates;
 use super::request::ID_BYTES;
+use crate::virtio::bucket::Rate;
 
 /// Bytes of a sector: the unit of all addresses and lengths on the wire.
 /// virtio 1.3 §5.2.6
@@ -21,6 +23,12 @@ const QUEUE_SIZE_MIN: u16 = 4;
 const QUEUES_MAX: u16 = 16;
 /// Largest block size that Linux takes for a disk on every page size, bytes.
 const BLOCK_MAX: u32 = 4096;
+/// Largest rate and burst.
+const RATE_MAX: u64 = 1 << 40;
+/// Sizes of a disk that keeps nothing: multiples of every logical block, bytes.
+const NULL_UNIT: u64 = 4096;
+/// The largest of them: offsets in it are numbers with a sign.
+const NULL_MAX: u64 = 1 << 60;
 
 /// What carries out the reads and writes of a disk.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -41,7 +49,13 @@ pub enum EngineKind {
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct BlkConfig {
     /// The image: a raw file or a block device. Xenstore: `params`.
+    #[serde(default)]
     pub path: PathBuf,
+    /// In place of an image nothing at all, of so many bytes: writes are
+    /// forgotten and reads bring nothing. For measuring what is not the host's
+    /// disk. No `engine` is used; `direct` sends data through the bounce pool.
+    #[serde(default)]
+    pub null: Option<u64>,
     /// The guest may not write. Xenstore: `mode` without `w`.
     #[serde(default)]
     pub readonly: bool,
@@ -73,6 +87,27 @@ pub struct BlkConfig {
     /// What carries out the reads and writes.
     #[serde(default)]
     pub engine: EngineKind,
+    /// Writes are complete before they are durable, and durable with the next
+    /// flush, until the guest switches that. Without it each write is made
+    /// durable by itself.
+    #[serde(default = "yes")]
+    pub write_cache: bool,
+    /// The most requests over time, those for the serial number apart: per
+    /// second, 1 to 2^40. Without it there is no limit.
+    #[serde(default)]
+    pub operations_per_second: Option<u64>,
+    /// The most requests at once after a pause, 1 to 2^40. Without it what a
+    /// second yields.
+    #[serde(default)]
+    pub operations_burst: Option<u64>,
+    /// The most bytes read and written over time: per second, 1 to 2^40.
+    /// Without it there is no limit.
+    #[serde(default)]
+    pub bytes_per_second: Option<u64>,
+    /// The most bytes at once after a pause, 1 to 2^40; a single request may
+    /// have more. Without it what a second yields.
+    #[serde(default)]
+    pub bytes_burst: Option<u64>,
 }
 
 fn yes() -> bool {
@@ -93,9 +128,21 @@ pub enum ConfigError {
     /// No image.
     #[error("path is empty: name a raw image file or a block device")]
     NoPath,
+    /// An image, and none.
+    #[error("null {0} beside a path: a disk has an image, or none")]
+    NullAndPath(u64),
+    /// A size that no disk can have.
+    #[error("null {0} is no multiple of 4096 from 4096 to 2^60")]
+    Null(u64),
     /// The serial number does not fit.
     #[error("serial {0:?} is longer than 20 characters or not printable ASCII")]
     Serial(String),
+    /// A rate or a burst is out of bounds.
+    #[error("{0} {1} is not from 1 to 2^40")]
+    Rate(&'static str, u64),
+    /// A burst of a rate that there is not.
+    #[error("{0} {1} without a rate limits nothing")]
+    BurstAlone(&'static str, u64),
     /// The queue size is out of bounds.
     #[error("queue-size {0} is no power of two from 4 to 1024")]
     QueueSize(u16),
@@ -123,7 +170,9 @@ impl ConfigError {
     pub fn key(&self) -> &'static str {
         match self {
             ConfigError::NoPath => "path",
+            ConfigError::NullAndPath(_) | ConfigError::Null(_) => "null",
             ConfigError::Serial(_) => "serial",
+            ConfigError::Rate(key, _) | ConfigError::BurstAlone(key, _) => key,
             ConfigError::QueueSize(_) => "queue-size",
             ConfigError::Queues(_) => "queues",
             ConfigError::LogicalBlock(_) => "logical-block-size",
@@ -137,6 +186,7 @@ impl BlkConfig {
     pub fn new(path: impl Into<PathBuf>) -> Self {
         BlkConfig {
             path: path.into(),
+            null: None,
             readonly: false,
             serial: None,
             discard: yes(),
@@ -146,6 +196,34 @@ impl BlkConfig {
             physical_block_size: None,
             direct: false,
             engine: EngineKind::default(),
+            write_cache: yes(),
+            operations_per_second: None,
+            operations_burst: None,
+            bytes_per_second: None,
+            bytes_burst: None,
+        }
+    }
+
+    /// A disk of `size` bytes that keeps nothing, with everything else at its
+    /// default.
+    #[must_use]
+    pub fn null(size: u64) -> Self {
+        BlkConfig {
+            null: Some(size),
+            ..BlkConfig::new("")
+        }
+    }
+
+    fn source(&self) -> Result<Source, ConfigError> {
+        let has_path = !self.path.as_os_str().is_empty();
+        match self.null {
+            Some(size) if has_path => Err(ConfigError::NullAndPath(size)),
+            Some(size) if size.is_multiple_of(NULL_UNIT) && (1..=NULL_MAX).contains(&size) => {
+                Ok(Source::Null(size))
+            }
+            Some(size) => Err(ConfigError::Null(size)),
+            None if has_path => Ok(Source::Image(self.path.clone())),
+            None => Err(ConfigError::NoPath),
         }
     }
 
@@ -154,9 +232,7 @@ impl BlkConfig {
     /// # Errors
     /// The first key whose value no disk can have.
     pub fn validate(self) -> Result<BlkSpec, ConfigError> {
-        if self.path.as_os_str().is_empty() {
-            return Err(ConfigError::NoPath);
-        }
+        let source = self.source()?;
         if !self.queue_size.is_power_of_two()
             || !(QUEUE_SIZE_MIN..=QUEUE_SIZE_MAX).contains(&self.queue_size)
         {
@@ -174,7 +250,7 @@ impl BlkConfig {
         }
         Ok(BlkSpec {
             serial: padded(self.serial.unwrap_or_default())?,
-            path: self.path,
+            source,
             readonly: self.readonly,
             discard: self.discard,
             queue_size: self.queue_size,
@@ -183,7 +259,40 @@ impl BlkConfig {
             physical_block_size: self.physical_block_size,
             direct: self.direct,
             engine: self.engine,
+            write_cache: self.write_cache,
+            rates: Rates {
+                operations: rate(
+                    ("operations-per-second", self.operations_per_second),
+                    ("operations-burst", self.operations_burst),
+                )?,
+                bytes: rate(
+                    ("bytes-per-second", self.bytes_per_second),
+                    ("bytes-burst", self.bytes_burst),
+                )?,
+            },
         })
+    }
+}
+
+/// A rate and its burst, each with its key.
+fn rate(
+    per_second: (&'static str, Option<u64>),
+    burst: (&'static str, Option<u64>),
+) -> Result<Option<Rate>, ConfigError> {
+    for (key, value) in [per_second, burst] {
+        if let Some(value) = value
+            && !(1..=RATE_MAX).contains(&value)
+        {
+            return Err(ConfigError::Rate(key, value));
+        }
+    }
+    match (per_second.1, burst.1) {
+        (None, None) => Ok(None),
+        (None, Some(alone)) => Err(ConfigError::BurstAlone(burst.0, alone)),
+        (Some(per_second), burst) => Ok(Some(Rate {
+            per_second,
+            burst: burst.unwrap_or(per_second),
+        })),
     }
 }
 
@@ -213,10 +322,19 @@ fn padded(serial: String) -> Result<[u8; ID_BYTES], ConfigError> {
     Ok(bytes)
 }
 
+/// What a disk's bytes are on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Source {
+    /// An image at a path.
+    Image(PathBuf),
+    /// Nothing, of so many bytes.
+    Null(u64),
+}
+
 /// A checked [`BlkConfig`]; never changes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BlkSpec {
-    pub(super) path: PathBuf,
+    pub(super) source: Source,
     pub(super) readonly: bool,
     pub(super) serial: [u8; ID_BYTES],
     pub(super) discard: bool,
@@ -226,12 +344,17 @@ pub struct BlkSpec {
     pub(super) physical_block_size: Option<u32>,
     pub(super) direct: bool,
     pub(super) engine: EngineKind,
+    pub(super) write_cache: bool,
+    pub(super) rates: Rates,
 }
 
 impl BlkSpec {
-    /// The image.
-    pub fn path(&self) -> &std::path::Path {
-        &self.path
+    /// The image, if there is one.
+    pub fn path(&self) -> Option<&std::path::Path> {
+        match &self.source {
+            Source::Image(path) => Some(path),
+            Source::Null(_) => None,
+        }
     }
 
     /// Whether the guest may not write.
@@ -339,5 +462,58 @@ mod tests {
         };
         assert_eq!(config.validate(), Err(refused));
         assert_eq!(BlkConfig::new("").validate(), Err(ConfigError::NoPath));
+    }
+
+    #[test]
+    fn a_rate_has_a_seconds_burst_unless_it_is_said() {
+        let limited = |burst| BlkConfig {
+            bytes_per_second: Some(5000),
+            bytes_burst: burst,
+            ..disk()
+        };
+        let burst = |burst| {
+            limited(burst)
+                .validate()
+                .unwrap()
+                .rates
+                .bytes
+                .unwrap()
+                .burst
+        };
+
+        assert_eq!((burst(None), burst(Some(7))), (5000, 7));
+    }
+
+    #[test]
+    fn rates_out_of_bounds_and_bursts_without_one_are_refused() {
+        let rate = BlkConfig {
+            operations_per_second: Some(0),
+            ..disk()
+        };
+        let alone = BlkConfig {
+            operations_burst: Some(9),
+            ..disk()
+        };
+
+        let (rate, alone) = (rate.validate().unwrap_err(), alone.validate().unwrap_err());
+
+        assert_eq!(rate.key(), "operations-per-second");
+        assert_eq!(rate, ConfigError::Rate("operations-per-second", 0));
+        assert_eq!(alone, ConfigError::BurstAlone("operations-burst", 9));
+    }
+
+    #[test]
+    fn a_disk_has_an_image_or_a_size_but_not_both() {
+        let both = BlkConfig {
+            null: Some(4096),
+            ..disk()
+        };
+
+        assert_eq!(both.validate(), Err(ConfigError::NullAndPath(4096)));
+        assert_eq!(BlkConfig::null(8192).validate().unwrap().path(), None);
+        for size in [0, 512, u64::MAX - 4095] {
+            let refused = BlkConfig::null(size).validate();
+            assert_eq!(refused, Err(ConfigError::Null(size)));
+        }
     }
 }

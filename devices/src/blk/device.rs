@@ -1,17 +1,22 @@
 //! The disk as its transport sees it: features, configuration space, queues.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
+use std::mem::offset_of;
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use thiserror::Error;
 use virtio_bindings::virtio_blk as blk;
 use zerocopy::byteorder::little_endian::{U16, U32, U64};
 use zerocopy::{Immutable, IntoBytes};
 
+use super::cache::{Durability, WriteCache};
 use super::config::{BlkSpec, SECTOR};
 use super::engine::{self, Engine};
 use super::handler::BlkHandler;
-use super::image::{Image, ImageError, Shape};
+use super::image::{ImageError, Shape};
+use super::limit::{Brake, Budget};
+use super::medium::Medium;
 use super::request::{DISCARD_EXTENTS, DISCARD_SECTORS, Limits, ZERO_EXTENTS, ZERO_SECTORS};
 use super::stats::BlkStats;
 use crate::virtio::{Device, DeviceError, DeviceType, QueueHandler};
@@ -49,13 +54,15 @@ struct NoSuchQueue {
     queues: u16,
 }
 
-/// A virtio disk on an image. It holds the image, and the image's lock, until
-/// it and the handlers of its queues are dropped; resets do not matter.
+/// A virtio disk. It holds its image, and the image's lock, until it and the handlers of its queues are dropped; resets do not matter.
 #[derive(Debug)]
 pub struct BlkDevice {
     spec: BlkSpec,
-    image: Arc<Image>,
+    medium: Medium,
     stats: Arc<BlkStats>,
+    cache: WriteCache,
+    /// What the guest may still ask for, where it is limited.
+    budget: Option<Arc<Mutex<Budget>>>,
     queue_sizes: Vec<u16>,
     features: u64,
     config: ConfigSpace,
@@ -67,22 +74,22 @@ impl BlkDevice {
     /// # Errors
     /// An image that cannot be served.
     pub fn open(spec: BlkSpec) -> Result<Self, ImageError> {
-        let image = Image::open(&spec)?;
+        let medium = Medium::open(&spec)?;
         let engine =
             engine::choose(spec.engine, spec.direct).map_err(|source| ImageError::NoIoUring {
-                path: spec.path.clone(),
+                path: medium.name(),
                 source,
             })?;
         let spec = BlkSpec { engine, ..spec };
-        let shape = image.shape();
+        let shape = medium.shape();
         tracing::info!(
-            image = %image.path().display(),
+            image = %medium.name().display(),
             bytes = shape.size,
             readonly = spec.readonly,
             discard = shape.discard.is_some(),
             logical_block_size = shape.logical,
             physical_block_size = shape.physical,
-            direct = image.direct_align(),
+            direct = spec.direct.then_some(medium.need().align),
             engine = ?engine,
             "disk opened"
         );
@@ -91,7 +98,9 @@ impl BlkDevice {
             config: config_space(&spec, shape),
             queue_sizes: vec![spec.queue_size; usize::from(spec.queues)],
             stats: Arc::default(),
-            image: Arc::new(image),
+            cache: WriteCache::new(spec.write_cache),
+            budget: Budget::new(spec.rates, Instant::now()),
+            medium,
             spec,
         })
     }
@@ -101,9 +110,14 @@ impl BlkDevice {
         &self.stats
     }
 
+    fn switch_cache(&mut self, on: bool) {
+        self.cache.switch(on);
+        self.config.writeback = u8::from(on);
+    }
+
     /// Capacity in sectors of 512 bytes.
     pub fn sectors(&self) -> u64 {
-        self.image.sectors()
+        self.medium.sectors()
     }
 }
 
@@ -121,6 +135,7 @@ fn features(spec: &BlkSpec, shape: &Shape) -> u64 {
         bits.push(blk::VIRTIO_BLK_F_RO);
     } else {
         bits.push(blk::VIRTIO_BLK_F_WRITE_ZEROES);
+        bits.push(blk::VIRTIO_BLK_F_CONFIG_WCE);
     }
     if shape.discard.is_some() {
         bits.push(blk::VIRTIO_BLK_F_DISCARD);
@@ -142,6 +157,7 @@ fn config_space(spec: &BlkSpec, shape: &Shape) -> ConfigSpace {
         min_io_size: u16::try_from(blocks(shape.io_min)).unwrap_or(0).into(),
         opt_io_size: blocks(shape.io_opt).into(),
         num_queues: spec.queues.into(),
+        writeback: u8::from(spec.write_cache),
         ..ConfigSpace::default()
     };
     if discard > 0 {
@@ -181,6 +197,45 @@ impl Device for BlkDevice {
         }
     }
 
+    fn write_config(&mut self, offset: u64, data: &[u8]) -> bool {
+        let at = offset_of!(ConfigSpace, writeback) as u64;
+        match data {
+            // virtio 1.3 §5.2.5.1: the only field that a driver writes
+            &[on @ (0 | 1)] if offset == at && !self.spec.readonly => {
+                tracing::debug!(on, "the driver switches the write cache");
+                self.switch_cache(on == 1);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    fn reset(&mut self) {
+        self.switch_cache(self.spec.write_cache);
+    }
+
+    fn refresh(&mut self) -> bool {
+        if let Err(error) = self.medium.look_again() {
+            tracing::warn!(
+                image = %self.medium.name().display(),
+                %error,
+                "the image's size cannot be read; the disk keeps its own"
+            );
+        }
+        let (before, sectors) = (self.config.capacity.get(), self.medium.sectors());
+        if before == sectors {
+            return false;
+        }
+        tracing::info!(
+            image = %self.medium.name().display(),
+            before = before * SECTOR,
+            bytes = sectors * SECTOR,
+            "the disk has the new size of its image"
+        );
+        self.config.capacity = sectors.into();
+        true
+    }
+
     fn start_queue(
         &mut self,
         index: u16,
@@ -190,23 +245,36 @@ impl Device for BlkDevice {
         if index >= queues {
             return Err(Box::new(NoSuchQueue { index, queues }));
         }
-        let negotiated = |bit: u32| self.features & features & 1 << bit != 0;
-        // virtio 1.3 §5.2.5.2: without a way to flush, writes are durable
-        let write_through = !negotiated(blk::VIRTIO_BLK_F_FLUSH);
+        let both = self.features & features;
+        let negotiated = |bit: u32| both & 1 << bit != 0;
+        let can_flush = negotiated(blk::VIRTIO_BLK_F_FLUSH);
+        if !can_flush {
+            // virtio 1.3 §5.2.5.2: writeback is 0 then
+            self.switch_cache(false);
+        }
+        let durability = Durability {
+            can_flush,
+            cache: self.cache.clone(),
+        };
+        let engine = Engine::new(
+            self.spec.engine,
+            &self.medium,
+            Arc::clone(&self.stats),
+            durability,
+        )?;
+        let budget = self.budget.as_ref().map(Arc::clone);
+        let brake = budget.map(|budget| Brake::new(budget, engine.event()));
         Ok(Box::new(BlkHandler {
+            medium: self.medium.clone(),
             limits: Limits {
-                sectors: self.image.sectors(),
+                sectors: self.medium.sectors(),
                 readonly: self.spec.readonly,
                 discard: negotiated(blk::VIRTIO_BLK_F_DISCARD),
                 write_zeroes: negotiated(blk::VIRTIO_BLK_F_WRITE_ZEROES),
             },
             serial: self.spec.serial,
-            engine: Engine::new(
-                self.spec.engine,
-                Arc::clone(&self.image),
-                Arc::clone(&self.stats),
-                write_through,
-            )?,
+            brake: brake.transpose()?,
+            engine,
             stats: Arc::clone(&self.stats),
             completed: Vec::new(),
             waiting: VecDeque::new(),
@@ -214,6 +282,6 @@ impl Device for BlkDevice {
     }
 
     fn statistics(&self) -> Vec<(&'static str, u64)> {
-        self.stats.snapshot().list()
+        self.stats.list()
     }
 }

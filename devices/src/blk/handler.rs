@@ -6,11 +6,14 @@
 use std::collections::VecDeque;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
+use std::time::Instant;
 
 use swiotlb::{Done, Fault, InFlight, Job, Need, Rejected, Transfer};
 use zerocopy::IntoBytes;
 
 use super::engine::Engine;
+use super::limit::Brake;
+use super::medium::Medium;
 use super::op::Op;
 use super::request::{BadRequest, Frame, Header, ID_BYTES, Limits, Parsed, Request, total};
 use super::stats::BlkStats;
@@ -19,19 +22,26 @@ use crate::virtio::{ActiveQueue, Chain, QueueError, QueueHandler};
 
 /// See the module.
 pub(super) struct BlkHandler {
+    pub medium: Medium,
     pub limits: Limits,
     pub serial: [u8; ID_BYTES],
     pub engine: Engine,
+    /// Where the disk is limited.
+    pub brake: Option<Brake>,
     pub stats: Arc<BlkStats>,
     /// Completed by the engine and not given back yet: those that share their
     /// grants with requests in flight.
     pub completed: Vec<InFlight<Op>>,
-    /// Whose data waits for room in the bounce pool, in their order.
+    /// Who wait for room in the bounce pool, or for the disk's limits, in their
+    /// order.
     pub waiting: VecDeque<Job<Op>>,
 }
 
 impl QueueHandler for BlkHandler {
     fn serve(&mut self, queue: &mut ActiveQueue, chains: Vec<Chain>) -> Result<(), QueueError> {
+        let taken = Instant::now();
+        // a batch sees one size
+        self.limits.sectors = self.medium.sectors();
         self.engine.prepare(queue.dma());
         let frames = chains
             .into_iter()
@@ -43,7 +53,7 @@ impl QueueHandler for BlkHandler {
         let jobs = frames
             .into_iter()
             .zip(requests)
-            .map(|(frame, request)| Op::job(frame, request, most));
+            .map(|(frame, request)| Op::job(frame, request, taken, most));
         self.waiting.extend(jobs);
         self.go_on(queue)
     }
@@ -51,16 +61,22 @@ impl QueueHandler for BlkHandler {
     fn room(&self) -> usize {
         match self.waiting.is_empty() {
             true => self.engine.room(),
-            // the requests in flight make room for those that wait
+            // requests in flight make room for those that wait, or time does
             false => 0,
         }
     }
 
     fn event(&self) -> Option<BorrowedFd<'_>> {
-        self.engine.event()
+        match &self.brake {
+            Some(brake) => Some(brake.event()),
+            None => self.engine.event(),
+        }
     }
 
     fn advance(&mut self, queue: &mut ActiveQueue) -> Result<(), QueueError> {
+        if let Some(brake) = &self.brake {
+            brake.rung();
+        }
         self.finish(queue, Vec::new())?;
         self.go_on(queue)
     }
@@ -165,13 +181,18 @@ impl BlkHandler {
             .collect()
     }
 
-    /// Gives the engine what waits, as far as there is room for its data, and
-    /// finishes what is complete: again and again, until all of the rest is in
-    /// flight or waits for what is.
+    /// Gives the engine what waits, as far as the disk's limits and the room for
+    /// its data go, and finishes what is complete: again and again, until all of
+    /// the rest is in flight, or waits for what is or for the limits.
     fn go_on(&mut self, queue: &mut ActiveQueue) -> Result<(), QueueError> {
         while !self.waiting.is_empty() && self.engine.room() > 0 {
             let before = self.waiting.len();
-            let refused = self.submit(queue);
+            let count = self.admitted();
+            if count == 0 {
+                // the timer is set
+                break;
+            }
+            let refused = self.submit(queue, count);
             let finished = self.finish(queue, refused)?;
             if self.engine.in_flight() > 0 {
                 break;
@@ -184,10 +205,27 @@ impl BlkHandler {
         Ok(())
     }
 
-    /// Maps the data of what waits and gives it to the engine; returns those
-    /// whose memory could not be reached.
-    fn submit(&mut self, queue: &mut ActiveQueue) -> Vec<Done<Op>> {
+    /// How many of those that wait may go now.
+    fn admitted(&mut self) -> usize {
         let count = self.waiting.len().min(self.engine.room());
+        let Some(brake) = &self.brake else {
+            return count;
+        };
+        let ops = self
+            .waiting
+            .iter_mut()
+            .take(count)
+            .map(|job| &mut job.token);
+        let admitted = brake.admit(ops);
+        if admitted == 0 {
+            self.stats.count_limited();
+        }
+        admitted
+    }
+
+    /// Maps the data of the first `count` that wait and gives it to the engine;
+    /// returns those whose memory could not be reached.
+    fn submit(&mut self, queue: &mut ActiveQueue, count: usize) -> Vec<Done<Op>> {
         let jobs = self.waiting.drain(..count);
         let mut batch = Vec::new();
         let mut refused = Vec::new();
@@ -278,9 +316,10 @@ impl BlkHandler {
             .collect();
         queue.dma().transfer(&mut transfers);
         let results: Vec<_> = transfers.into_iter().map(|t| t.result).collect();
+        let now = Instant::now();
         let mut broken = Ok(count);
         for (done, result) in done.into_iter().zip(results) {
-            self.stats.count(done.token());
+            self.stats.count(done.token(), now);
             log_refusal(done.token());
             let (head, used_len) = (done.token().head(), done.token().used_len());
             match result {

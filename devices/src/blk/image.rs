@@ -1,7 +1,8 @@
 //! The image behind a disk: opened, locked and measured once.
 //!
 //! Called by the thread that sets a disk up; the engines use what it opened.
-//! Sizes are those seen at opening: a disk does not grow with its image.
+//! Block sizes are those seen at opening; its size is looked at again when
+//! someone asks for that.
 
 #[cfg(test)]
 mod tests;
@@ -11,6 +12,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use thiserror::Error;
 use vmm_sys_util::fallocate::{FallocateMode, fallocate};
@@ -122,7 +124,7 @@ pub enum ImageError {
 /// The shape of an image: sizes in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Shape {
-    /// All of it.
+    /// All of it, when it was opened.
     pub size: u64,
     /// Logical block: the least that a guest addresses.
     pub logical: u32,
@@ -154,15 +156,17 @@ pub(super) struct Image {
     path: PathBuf,
     block_device: bool,
     shape: Shape,
+    /// Bytes that a guest may reach, whole blocks.
+    size: AtomicU64,
 }
 
 impl Image {
-    /// Opens and locks the image of `spec`.
+    /// Opens and locks the image at `path`, as `spec` wants it.
     ///
     /// # Errors
     /// [`ImageError`]
-    pub(super) fn open(spec: &BlkSpec) -> Result<Self, ImageError> {
-        let path = &spec.path;
+    pub(super) fn open(path: &Path, spec: &BlkSpec) -> Result<Self, ImageError> {
+        let path = &path.to_owned();
         let open_error = |source| ImageError::Open {
             path: path.clone(),
             purpose: if spec.readonly {
@@ -222,6 +226,7 @@ impl Image {
             direct,
             path: path.clone(),
             block_device,
+            size: shape.size.into(),
             shape,
         })
     }
@@ -231,9 +236,23 @@ impl Image {
         &self.shape
     }
 
-    /// Its number of sectors.
-    pub(super) fn sectors(&self) -> u64 {
-        self.shape.size / SECTOR
+    /// Bytes that a guest may reach, as they were known last.
+    pub(super) fn size(&self) -> u64 {
+        self.size.load(Ordering::Relaxed)
+    }
+
+    /// Looks at its size again. What is no whole block at its end is left out.
+    ///
+    /// # Errors
+    /// What the host said; the size is then what it was.
+    pub(super) fn look_again(&self) -> io::Result<()> {
+        let size = match self.block_device {
+            true => sys::device_size(&self.file)?,
+            false => self.file.metadata()?.len(),
+        };
+        let block = u64::from(self.shape.logical).max(SECTOR);
+        self.size.store(size - size % block, Ordering::Relaxed);
+        Ok(())
     }
 
     /// The open file, by way of the host's page cache.
@@ -368,6 +387,23 @@ fn device_discard(device: u64) -> Option<u32> {
         let granularity = limit(queue, "discard_granularity")?;
         (max > 0).then(|| u32::try_from(granularity).unwrap_or(u32::MAX))
     })
+}
+
+/// What a disk of `size` bytes that keeps nothing looks like.
+///
+/// # Errors
+/// Block sizes that do not go together.
+pub(super) fn shape_of_null(size: u64, spec: &BlkSpec) -> Result<Shape, ImageError> {
+    let shape = Shape {
+        size,
+        logical: 512,
+        physical: 4096,
+        alignment: 0,
+        io_min: 0,
+        io_opt: 0,
+        discard: Some(4096),
+    };
+    check_shape(Path::new("null"), with_overrides(shape, spec))
 }
 
 fn with_overrides(mut shape: Shape, spec: &BlkSpec) -> Shape {

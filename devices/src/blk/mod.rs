@@ -1,20 +1,24 @@
-//! The disk: a virtio block device on a raw file or a block device.
+//! The disk: a virtio block device on a raw file, a block device, or nothing.
 //! virtio 1.3 §5.2
 //!
 //! ```text
 //! BlkConfig ─validate→ BlkSpec ─open→ BlkDevice ─start_queue→ handler, one a queue
-//!                                     └─ Image: opened and locked once ─┘
+//!                                     └─ Medium: opened and locked once ┘
 //! chains → Frame → Parsed → Request → Op through Dma and Engine → status, used
 //! ```
 //!
 //! The transport owns the [`BlkDevice`]; each handler belongs to the worker of
-//! its queue. What they share is the image, which never changes, and counters.
+//! its queue. What they share is the medium, which never changes, and counters.
 
+mod cache;
 pub mod config;
 mod device;
 mod engine;
 mod handler;
 mod image;
+mod latency;
+mod limit;
+mod medium;
 mod op;
 mod request;
 mod stats;

@@ -1,9 +1,12 @@
 //! A request on its way: the token that goes through `Dma` and engine, and
 //! what becomes of it.
 
+use std::time::Instant;
+
 use smallvec::SmallVec;
 use swiotlb::{Access, Job, JobRanges, Range};
 
+use super::limit::Cost;
 use super::request::{BadRequest, Frame, Request, Status, total};
 use crate::virtio::Head;
 use crate::virtio::queue::DescriptorRanges;
@@ -29,8 +32,12 @@ impl Outcome {
 #[derive(Debug)]
 pub(super) struct Op {
     head: Head,
+    /// When it was taken from the ring.
+    taken: Instant,
     status_at: Range,
     data_in_len: u64,
+    /// It has been charged to the disk's limits.
+    paid: bool,
     /// What is asked of the engine now.
     request: Result<Request, BadRequest>,
     outcome: Outcome,
@@ -49,9 +56,15 @@ struct Parts {
 }
 
 impl Op {
-    /// The job of a request that was taken apart: its token, and the memory that
-    /// an engine needs for it, at most `most` bytes at once.
-    pub(super) fn job(frame: Frame, request: Result<Request, BadRequest>, most: u64) -> Job<Self> {
+    /// The job of a request that was taken from the ring at `taken`, and taken
+    /// apart: its token, and the memory that an engine needs for it, at most
+    /// `most` bytes at once.
+    pub(super) fn job(
+        frame: Frame,
+        request: Result<Request, BadRequest>,
+        taken: Instant,
+        most: u64,
+    ) -> Job<Self> {
         let data_in_len = total(&frame.data_in);
         let ranges = match &request {
             Ok(Request::Read { .. }) => with_access(frame.data_in, Access::Write),
@@ -70,8 +83,10 @@ impl Op {
         };
         let op = Op {
             head: frame.head,
+            taken,
             status_at: frame.status,
             data_in_len,
+            paid: false,
             request,
             outcome,
             parts: None,
@@ -129,6 +144,7 @@ impl Op {
         };
         if outcome.status == Status::Ok && !parts.rest.is_empty() {
             parts.done += moved;
+            self.paid = false;
             let rest = std::mem::take(&mut parts.rest);
             return Ok(self.cut(rest, most));
         }
@@ -155,6 +171,18 @@ impl Op {
         }
     }
 
+    /// What it is still to be charged for what is asked of the engine now.
+    pub(super) fn unpaid(&self) -> Option<Cost> {
+        let first = self.parts.as_ref().is_none_or(|parts| parts.done == 0);
+        let request = self.for_engine().filter(|_| !self.paid)?;
+        Some(Cost::of(request, first))
+    }
+
+    /// It has been charged.
+    pub(super) fn pay(&mut self) {
+        self.paid = true;
+    }
+
     /// Refuses it after all.
     pub(super) fn refuse(&mut self, why: BadRequest) {
         self.outcome = Outcome::of(why.status());
@@ -174,6 +202,11 @@ impl Op {
     /// Where its status byte goes.
     pub(super) fn status_at(&self) -> Range {
         self.status_at
+    }
+
+    /// When it was taken from the ring.
+    pub(super) fn taken(&self) -> Instant {
+        self.taken
     }
 
     /// Index of its first descriptor.

@@ -5,7 +5,6 @@
 //! writes, however many descriptors they are spread over, and data is what
 //! lies between. Pure: whoever calls fetches the bytes.
 
-use smallvec::SmallVec;
 use swiotlb::Range;
 use thiserror::Error;
 use virtio_bindings::virtio_blk::{
@@ -156,8 +155,8 @@ pub(super) struct Extent {
     pub unmap: bool,
 }
 
-/// The extents of a request.
-pub(super) type Extents = SmallVec<[Extent; 1]>;
+/// The extents of a request. Apart from it: a read or a write has none.
+pub(super) type Extents = Box<[Extent]>;
 
 /// A request that passed all checks. Offsets and lengths are bytes, and lie
 /// inside of the image.
@@ -341,7 +340,7 @@ impl Limits {
 
     fn extents(&self, bytes: &[u8], limit: u32, flags: u32) -> Result<Extents, BadRequest> {
         let (array, _) = bytes.as_chunks::<{ size_of::<WireExtent>() }>();
-        let mut extents = Extents::new();
+        let mut extents = Vec::with_capacity(array.len());
         for raw in array {
             let wire: WireExtent = zerocopy::transmute!(*raw);
             let set = wire.flags.get();
@@ -361,7 +360,7 @@ impl Limits {
                 });
             }
         }
-        Ok(extents)
+        Ok(extents.into())
     }
 
     fn check_writable(&self) -> Result<(), BadRequest> {

@@ -1,7 +1,9 @@
 //! What a disk has done, counted. Written by its workers, read by anyone.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
+use super::latency::Latencies;
 use super::op::Op;
 use super::request::{BadRequest, Request, Status};
 
@@ -11,6 +13,7 @@ macro_rules! stats {
         #[derive(Debug, Default)]
         pub struct BlkStats {
             $($name: AtomicU64,)*
+            latencies: Latencies,
         }
 
         /// The values of [`BlkStats`] at one moment.
@@ -61,6 +64,8 @@ stats! {
     zeroed_bytes,
     /// Requests that the host failed.
     host_errors,
+    /// Times that a queue had to wait for the disk's limits.
+    limited,
     /// Requests refused because they break a rule.
     bad_requests,
     /// Requests refused because there is no such request here.
@@ -70,13 +75,25 @@ stats! {
 }
 
 impl BlkStats {
+    /// Each value with its name: the counters, and how long requests took.
+    pub(super) fn list(&self) -> Vec<(&'static str, u64)> {
+        let mut list = self.snapshot().list();
+        list.extend(self.latencies.list());
+        list
+    }
+
     /// Counts an attempt to make the image durable.
     pub(super) fn count_sync(&self) {
         self.syncs.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Counts a finished request.
-    pub(super) fn count(&self, op: &Op) {
+    /// Counts a queue that waits for the disk's limits.
+    pub(super) fn count_limited(&self) {
+        self.limited.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts a request that is finished `now`.
+    pub(super) fn count(&self, op: &Op, now: Instant) {
         let add = |counter: &AtomicU64, n: u64| {
             counter.fetch_add(n, Ordering::Relaxed);
         };
@@ -91,6 +108,8 @@ impl BlkStats {
         if op.outcome().status != Status::Ok {
             return add(&self.host_errors, 1);
         }
+        let latency = now.saturating_duration_since(op.taken());
+        self.latencies.count(request, latency);
         match request {
             Request::Read { len, .. } => {
                 add(&self.reads, 1);

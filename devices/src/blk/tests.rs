@@ -26,8 +26,12 @@ macro_rules! on_every_engine {
 mod block_device;
 mod bounced;
 mod configuration;
+mod limited;
 mod malformed;
+mod null;
 mod requests;
+mod resized;
+mod write_cache;
 
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::Arc;

@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use serde::Deserialize;
 use thiserror::Error;
 
+use crate::virtio::bucket::Rate;
+
 /// Largest queue.
 const QUEUE_SIZE_MAX: u16 = 1024;
 /// Highest rate, bytes per second.
@@ -126,20 +128,11 @@ fn rate(bytes_per_second: Option<u64>, burst: Option<u32>) -> Result<Option<Rate
             let usual = bytes_per_second.clamp(BURST_DEFAULT_MIN, BURST_MAX.into());
             let burst = burst.unwrap_or(u32::try_from(usual).unwrap_or(BURST_MAX));
             Ok(Some(Rate {
-                bytes_per_second,
-                burst,
+                per_second: bytes_per_second,
+                burst: burst.into(),
             }))
         }
     }
-}
-
-/// How much a guest gets over time; neither is zero.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Rate {
-    /// Bytes.
-    pub bytes_per_second: u64,
-    /// Bytes.
-    pub burst: u32,
 }
 
 /// A checked [`RngConfig`]; never changes.

@@ -6,11 +6,11 @@ use std::time::Instant;
 
 use thiserror::Error;
 
-use super::bucket::TokenBucket;
 use super::config::RngSpec;
 use super::handler::RngHandler;
 use super::source::{Source, SourceError};
 use super::stats::RngStats;
+use crate::virtio::bucket::TokenBucket;
 use crate::virtio::{Device, DeviceError, DeviceType, QueueHandler};
 
 /// A queue that the device does not have.
@@ -38,7 +38,7 @@ impl RngDevice {
         let source = Source::open(spec.path())?;
         tracing::info!(
             source = source.name(),
-            bytes_per_second = spec.rate.map(|rate| rate.bytes_per_second),
+            bytes_per_second = spec.rate.map(|rate| rate.per_second),
             "source of entropy opened"
         );
         Ok(RngDevice {

@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 
 use swiotlb::Transfer;
 
-use super::bucket::TokenBucket;
 use super::source::{Source, Starved};
 use super::stats::RngStats;
+use crate::virtio::bucket::TokenBucket;
 use crate::virtio::counters::add;
 use crate::virtio::log_limit::LogLimit;
 use crate::virtio::queue::DescriptorRanges;
@@ -101,13 +101,13 @@ impl RngHandler {
             .as_ref()?
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        let delay = bucket.wait(len, Instant::now());
+        let delay = bucket.wait(len.into(), Instant::now());
         (delay > Duration::ZERO).then_some(delay)
     }
 
     fn spend(&self, count: usize) {
         if let Some(bucket) = &self.bucket {
-            let count = u32::try_from(count).unwrap_or(u32::MAX);
+            let count = u64::try_from(count).unwrap_or(u64::MAX);
             bucket
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
@@ -121,7 +121,7 @@ impl RngHandler {
             return REQUEST_MAX;
         };
         let bucket = bucket.lock().unwrap_or_else(PoisonError::into_inner);
-        bucket.burst().min(REQUEST_MAX)
+        u32::try_from(bucket.burst()).map_or(REQUEST_MAX, |burst| burst.min(REQUEST_MAX))
     }
 
     /// The source has nothing: tries again later, and later each time.

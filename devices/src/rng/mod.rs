@@ -13,7 +13,6 @@
 //! the one queue. A chain is answered with fresh bytes of the source or not at
 //! all: while the source has none, the chain waits.
 
-mod bucket;
 pub mod config;
 mod device;
 mod handler;

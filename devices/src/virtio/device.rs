@@ -63,6 +63,13 @@ pub trait Device: Send {
         features: u64,
     ) -> Result<Box<dyn QueueHandler>, DeviceError>;
 
+    /// What the device stands on may have changed on the host: looks at it
+    /// again. Returns whether the configuration space has changed, of which the
+    /// transport then tells the driver.
+    fn refresh(&mut self) -> bool {
+        false
+    }
+
     /// The device was reset: all its queues were given back.
     fn reset(&mut self) {}
 

@@ -1,6 +1,7 @@
 //! What all virtio devices share.
 
 pub(crate) mod bell;
+pub(crate) mod bucket;
 pub(crate) mod counters;
 pub mod device;
 pub mod features;

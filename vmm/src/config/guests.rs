@@ -1,6 +1,7 @@
 //! What the configuration file says about single guests and their devices.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use devices::blk::BlkConfig;
 use devices::registry::DeviceConfig;
@@ -50,6 +51,7 @@ pub struct GuestOverrides {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 pub struct DiskOverrides {
+    null: Option<u64>,
     serial: Option<String>,
     discard: Option<bool>,
     queue_size: Option<u16>,
@@ -58,6 +60,11 @@ pub struct DiskOverrides {
     physical_block_size: Option<u32>,
     direct: Option<bool>,
     engine: Option<devices::blk::EngineKind>,
+    write_cache: Option<bool>,
+    operations_per_second: Option<u64>,
+    operations_burst: Option<u64>,
+    bytes_per_second: Option<u64>,
+    bytes_burst: Option<u64>,
 }
 
 impl GuestSections {
@@ -171,6 +178,11 @@ impl DiskOverrides {
     /// Puts what is said here in the place of what `disk` has.
     #[must_use]
     pub fn apply(&self, mut disk: BlkConfig) -> BlkConfig {
+        if self.null.is_some() {
+            // what the toolstack has named is left alone
+            disk.path = PathBuf::new();
+            disk.null = self.null;
+        }
         disk.serial = self.serial.clone().or(disk.serial);
         disk.logical_block_size = self.logical_block_size.or(disk.logical_block_size);
         disk.physical_block_size = self.physical_block_size.or(disk.physical_block_size);
@@ -179,6 +191,11 @@ impl DiskOverrides {
         disk.queues = self.queues.unwrap_or(disk.queues);
         disk.direct = self.direct.unwrap_or(disk.direct);
         disk.engine = self.engine.unwrap_or(disk.engine);
+        disk.write_cache = self.write_cache.unwrap_or(disk.write_cache);
+        disk.operations_per_second = self.operations_per_second.or(disk.operations_per_second);
+        disk.operations_burst = self.operations_burst.or(disk.operations_burst);
+        disk.bytes_per_second = self.bytes_per_second.or(disk.bytes_per_second);
+        disk.bytes_burst = self.bytes_burst.or(disk.bytes_burst);
         disk
     }
 }

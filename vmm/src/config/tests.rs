@@ -351,6 +351,15 @@ fn what_is_not_said_about_a_disk_stays_as_it_was() {
 }
 
 #[test]
+fn a_null_disk_takes_the_place_of_the_toolstacks_image() {
+    let config = parsed("[guest.a.disk.xvda]\nnull = 8192\n");
+
+    let disk = disk_of(&config, "a", "xvda");
+
+    assert_eq!(disk, devices::blk::BlkConfig::null(8192));
+}
+
+#[test]
 fn the_control_socket_is_in_the_state_directory_or_where_it_is_said() {
     let default = parsed("state-dir = \"/run/other\"\n");
     let said = parsed("control-socket = \"/run/x.sock\"\n");

@@ -166,10 +166,16 @@ impl Daemon {
         }
     }
 
-    /// Someone wants the configuration read anew. What is served stays as it is.
+    /// Someone wants the configuration read anew. What is served stays as it is,
+    /// except that disks take the size that their images have by now.
     pub(super) fn on_reload(&mut self) {
         if !self.control.reload() {
             return;
+        }
+        for (domid, served) in &self.guests {
+            if let Err(error) = served.guest.refresh() {
+                tracing::warn!(%domid, "its devices were not looked at: {}", report(&error));
+            }
         }
         let Some(file) = &self.options.config_file else {
             tracing::warn!("asked to read the configuration anew, but started without a file");

@@ -160,6 +160,15 @@ impl Guest {
         self.ask(move |service| service.remove(&id))?
     }
 
+    /// Has every device look again at what it stands on: a disk, at the size of
+    /// its image. Drivers are told of what has changed.
+    ///
+    /// # Errors
+    /// [`GuestError::Ended`].
+    pub fn refresh(&self) -> Result<(), GuestError> {
+        self.ask(Service::refresh)
+    }
+
     /// Takes the events that have come since the last call.
     #[must_use]
     pub fn events(&self) -> Vec<GuestEvent> {

@@ -109,6 +109,15 @@ impl Service {
         Ok(())
     }
 
+    /// Has every device look again at what it stands on.
+    pub(super) fn refresh(&mut self) {
+        for base in self.places.values() {
+            if let Some((_, slot)) = self.bus.device_mut(MmioAddress(*base)) {
+                slot.refresh();
+            }
+        }
+    }
+
     /// Begins to remove a device.
     pub(super) fn remove(&mut self, id: &DeviceKey) -> Result<(), GuestError> {
         let base = *self

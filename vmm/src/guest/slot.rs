@@ -198,6 +198,13 @@ impl Slot {
         self.stopping_since.get_or_insert_with(Instant::now);
     }
 
+    /// Has the device look again at what it stands on.
+    pub(super) fn refresh(&mut self) {
+        let span = self.span.clone();
+        let _entered = span.enter();
+        self.guarded("a look at the host", Transport::refresh);
+    }
+
     /// Begins to remove the device.
     pub(super) fn remove(&mut self, outbox: &Outbox) -> Rest {
         let span = self.span.clone();

@@ -90,6 +90,24 @@ fn devices_to_come_are_different_and_those_there_stay_as_they_are() {
 }
 
 #[test]
+fn a_disk_takes_the_size_that_its_image_has_by_now() {
+    let configured = Configured::new();
+    let bench = &configured.bench;
+    let guest = bench.guest("web");
+    let disk = bench.disk(&guest, 0);
+    bench.attach(&disk);
+    let before = guest.with_driver(&disk, |disk| disk.sectors());
+    bench.image(&format!("{}-0.img", guest.id()), 3 << 20);
+
+    configured.change("");
+    let log = &configured.daemon.log;
+    log.line(&["configuration was read anew"]);
+    let after = guest.with_driver(&disk, |disk| disk.sectors());
+
+    assert_eq!((before, after), (2048, 3 * 2048));
+}
+
+#[test]
 fn a_configuration_that_is_wrong_is_told_with_its_place_and_the_old_one_stays() {
     let configured = Configured::new();
     let bench = &configured.bench;

@@ -7,6 +7,7 @@
 //! checks: its part of the image exists.
 
 mod extents;
+mod null;
 mod outcome;
 mod ring;
 mod sync;
@@ -18,10 +19,12 @@ use std::sync::Arc;
 
 use swiotlb::{Dma, InFlight, Mapped, Need};
 
+use super::cache::Durability;
 use super::config::EngineKind;
-use super::image::Image;
+use super::medium::Medium;
 use super::op::Op;
 use super::stats::BlkStats;
+use null::Null;
 use sync::Sync;
 use uring::Uring;
 
@@ -35,6 +38,8 @@ pub(super) enum Engine {
     Sync(Sync, Need),
     /// io_uring.
     Uring(Box<Uring>, Need),
+    /// Nothing is carried out.
+    Null(Null, Need),
 }
 
 /// Whether the host lets this process use io_uring.
@@ -65,35 +70,30 @@ pub(super) fn choose(wanted: EngineKind, direct: bool) -> io::Result<EngineKind>
 }
 
 impl Engine {
-    /// An engine on `image`, of the kind that [`choose`] said. With
-    /// `write_through` a write is durable before it completes; otherwise with
-    /// the next flush.
+    /// An engine on `medium`, of the kind that [`choose`] said. `durability`
+    /// says whether a write is durable before it completes, or with the next
+    /// flush.
     ///
     /// # Errors
     /// No ring, or no event file.
     pub(super) fn new(
         kind: EngineKind,
-        image: Arc<Image>,
+        medium: &Medium,
         stats: Arc<BlkStats>,
-        write_through: bool,
+        durability: Durability,
     ) -> io::Result<Self> {
-        let need = match image.direct_align() {
-            // the kernel writes to the pages themselves, from another thread
-            Some(align) => Need {
-                scatter: true,
-                pinned: true,
-                limit: None,
-                align,
-            },
-            None => Need::COPY,
+        let need = medium.need();
+        let image = match medium {
+            Medium::Image(image) => Arc::clone(image),
+            Medium::Null { .. } => return Ok(Engine::Null(Null::default(), need)),
         };
         Ok(match kind {
             EngineKind::IoUring => {
-                let engine = Uring::new(image, stats, write_through)?;
+                let engine = Uring::new(image, stats, durability)?;
                 Engine::Uring(Box::new(engine), need)
             }
             EngineKind::Auto | EngineKind::Sync => {
-                Engine::Sync(Sync::new(image, stats, write_through), need)
+                Engine::Sync(Sync::new(image, stats, durability), need)
             }
         })
     }
@@ -101,7 +101,7 @@ impl Engine {
     /// What it needs of a request's memory.
     pub(super) fn need(&self) -> Need {
         match self {
-            Engine::Sync(_, need) | Engine::Uring(_, need) => *need,
+            Engine::Sync(_, need) | Engine::Uring(_, need) | Engine::Null(_, need) => *need,
         }
     }
 
@@ -110,7 +110,7 @@ impl Engine {
     pub(super) fn prepare(&mut self, dma: &mut Dma) {
         match self {
             Engine::Uring(engine, need) if need.pinned => engine.register(|| dma.pool_memory()),
-            Engine::Sync(..) | Engine::Uring(..) => {}
+            Engine::Sync(..) | Engine::Uring(..) | Engine::Null(..) => {}
         }
     }
 
@@ -120,6 +120,7 @@ impl Engine {
         match self {
             Engine::Sync(engine, _) => engine.submit(batch),
             Engine::Uring(engine, _) => engine.submit(batch),
+            Engine::Null(engine, _) => engine.submit(batch),
         }
     }
 
@@ -128,14 +129,15 @@ impl Engine {
         match self {
             Engine::Sync(engine, _) => engine.reap(),
             Engine::Uring(engine, _) => engine.reap(),
+            Engine::Null(engine, _) => engine.reap(),
         }
     }
 
     /// How many more requests it takes now.
     pub(super) fn room(&self) -> usize {
         match self {
-            // it has completed everything when `submit` returns
-            Engine::Sync(..) => BATCH,
+            // they have completed everything when `submit` returns
+            Engine::Sync(..) | Engine::Null(..) => BATCH,
             Engine::Uring(engine, _) => BATCH.saturating_sub(engine.in_flight()),
         }
     }
@@ -143,7 +145,7 @@ impl Engine {
     /// How many requests it has that it will complete later.
     pub(super) fn in_flight(&self) -> usize {
         match self {
-            Engine::Sync(..) => 0,
+            Engine::Sync(..) | Engine::Null(..) => 0,
             Engine::Uring(engine, _) => engine.in_flight(),
         }
     }
@@ -152,7 +154,7 @@ impl Engine {
     /// after [`Engine::submit`].
     pub(super) fn event(&self) -> Option<BorrowedFd<'_>> {
         match self {
-            Engine::Sync(..) => None,
+            Engine::Sync(..) | Engine::Null(..) => None,
             Engine::Uring(engine, _) => Some(engine.event()),
         }
     }
@@ -161,7 +163,7 @@ impl Engine {
     /// of it back.
     pub(super) fn settle(&mut self) {
         match self {
-            Engine::Sync(..) => {}
+            Engine::Sync(..) | Engine::Null(..) => {}
             Engine::Uring(engine, _) => engine.settle(),
         }
     }

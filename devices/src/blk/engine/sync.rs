@@ -9,6 +9,7 @@ use swiotlb::{InFlight, Mapped};
 
 use super::extents;
 use super::outcome::{Outcomes, ended_early};
+use crate::blk::cache::Durability;
 use crate::blk::image::Image;
 use crate::blk::op::Op;
 use crate::blk::request::{Request, Status};
@@ -19,18 +20,18 @@ use crate::blk::sys::{self, Direction};
 pub(in crate::blk) struct Sync {
     image: Arc<Image>,
     stats: Arc<BlkStats>,
-    write_through: bool,
+    durability: Durability,
     completed: Vec<InFlight<Op>>,
     outcomes: Outcomes,
 }
 
 impl Sync {
-    pub(super) fn new(image: Arc<Image>, stats: Arc<BlkStats>, write_through: bool) -> Self {
+    pub(super) fn new(image: Arc<Image>, stats: Arc<BlkStats>, durability: Durability) -> Self {
         Sync {
             outcomes: Outcomes::new(Arc::clone(&image)),
             image,
             stats,
-            write_through,
+            durability,
             completed: Vec::new(),
         }
     }
@@ -45,7 +46,7 @@ impl Sync {
                 continue;
             };
             let sync = matches!(request, Request::Flush)
-                || self.write_through && !matches!(request, Request::Read { .. });
+                || self.durability.write_through() && !matches!(request, Request::Read { .. });
             let (moved, result) = self.carry_out(request, &flight);
             self.outcomes.note(&mut flight, moved, result);
             // one flush for the whole batch, behind its writes

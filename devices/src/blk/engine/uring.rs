@@ -11,6 +11,7 @@ use super::BATCH;
 use super::extents;
 use super::outcome::{Outcomes, ended_early};
 use super::ring::{Completion, Move, Ring};
+use crate::blk::cache::Durability;
 use crate::blk::image::Image;
 use crate::blk::op::Op;
 use crate::blk::request::{Request, Status};
@@ -27,7 +28,7 @@ pub(in crate::blk) struct Uring {
     ring: Ring,
     image: Arc<Image>,
     stats: Arc<BlkStats>,
-    write_through: bool,
+    durability: Durability,
     completed: Vec<InFlight<Op>>,
     outcomes: Outcomes,
     /// Wait for a sync that begins after they came.
@@ -42,7 +43,7 @@ impl Uring {
     pub(super) fn new(
         image: Arc<Image>,
         stats: Arc<BlkStats>,
-        write_through: bool,
+        durability: Durability,
     ) -> io::Result<Self> {
         // one entry for each request, one for a sync, and what is sent again
         let ring = Ring::new(u32::try_from(2 * BATCH).unwrap_or(128))?;
@@ -53,7 +54,7 @@ impl Uring {
             outcomes: Outcomes::new(Arc::clone(&image)),
             image,
             stats,
-            write_through,
+            durability,
             completed: Vec::new(),
             unsynced: Vec::new(),
             syncing: Vec::new(),
@@ -122,7 +123,7 @@ impl Uring {
     fn done(&mut self, flight: InFlight<Op>) {
         let reads = matches!(flight.token().for_engine(), Some(Request::Read { .. }));
         let ok = flight.token().outcome().status == Status::Ok;
-        match self.write_through && ok && !reads {
+        match self.durability.write_through() && ok && !reads {
             true => self.unsynced.push(flight),
             false => self.completed.push(flight),
         }

@@ -23,7 +23,8 @@ fn readonly(path: &Path) -> BlkConfig {
 }
 
 fn open(config: BlkConfig) -> Result<Image, ImageError> {
-    Image::open(&config.validate().unwrap())
+    let spec = config.validate().unwrap();
+    Image::open(spec.path().unwrap(), &spec)
 }
 
 /// The error with its causes, as a log shows it.
@@ -77,7 +78,7 @@ fn opening_changes_neither_size_nor_bytes() {
 
     let image = open(config(file.path())).unwrap();
 
-    assert_eq!(image.sectors(), 9);
+    assert_eq!(image.shape().size, 9 * SECTOR);
     assert_eq!(std::fs::read(file.path()).unwrap(), vec![5; 4096 + 512]);
 }
 

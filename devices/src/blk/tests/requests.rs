@@ -14,6 +14,7 @@ on_every_engine! {
     a_batch_is_used_once_each_and_synced_once_after_its_writes
     writes_are_durable_at_once_for_a_driver_that_cannot_flush
     writes_wait_for_a_flush_otherwise
+    the_time_of_each_request_is_counted_by_its_kind
     the_id_is_the_serial_padded_to_twenty
     discard_gives_up_its_extents_alone
     write_zeroes_keeps_its_space_unless_it_may_be_unmapped
@@ -211,6 +212,32 @@ fn writes_wait_for_a_flush_otherwise(on: On) {
     rig.request(blk::VIRTIO_BLK_T_OUT, 0, &[data]);
 
     assert_eq!(rig.stats().syncs, 0);
+}
+
+fn the_time_of_each_request_is_counted_by_its_kind(on: On) {
+    let mut rig = on.rig();
+    let (space, out) = (rig.space(512), rig.out(&[1; 512]));
+
+    rig.request(blk::VIRTIO_BLK_T_IN, 0, &[space]);
+    rig.request(blk::VIRTIO_BLK_T_IN, 1, &[space]);
+    rig.request(blk::VIRTIO_BLK_T_OUT, 0, &[out]);
+    rig.request(blk::VIRTIO_BLK_T_OUT, 1 << 40, &[out]);
+    rig.request(blk::VIRTIO_BLK_T_FLUSH, 0, &[]);
+
+    let statistics = rig.device.statistics();
+    let counted = |kind: &str| -> u64 {
+        let bucket = |name: &str| name.starts_with(kind) && name != format!("{kind}us");
+        let buckets = statistics.iter().filter(|(name, _)| bucket(name));
+        buckets.map(|(_, count)| count).sum()
+    };
+    assert_eq!(counted("read_latency_"), 2);
+    assert_eq!(
+        counted("write_latency_"),
+        1,
+        "what was refused is not counted"
+    );
+    assert_eq!(counted("flush_latency_"), 1);
+    assert_eq!(counted("discard_latency_"), 0);
 }
 
 fn the_id_is_the_serial_padded_to_twenty(on: On) {

@@ -301,6 +301,14 @@ impl Transport {
         true
     }
 
+    /// Has the device look again at what it stands on, and tells the driver of
+    /// what has changed.
+    pub fn refresh(&mut self) {
+        if self.device.refresh() {
+            self.notifier.config_changed();
+        }
+    }
+
     /// Takes back the queues that workers have given back. True when nothing is
     /// being stopped any more: every write that was answered with
     /// [`Answer::Later`] is to be answered to the guest now.

@@ -24,6 +24,8 @@ struct Probe {
     hold: AtomicBool,
     refuse_start: AtomicBool,
     panic: AtomicBool,
+    /// The configuration space has changed.
+    changed: AtomicBool,
 }
 
 /// A device of two queues that answers each chain with 0 bytes.
@@ -83,6 +85,9 @@ impl Device for Echo {
             true => Err("no".into()),
             false => Ok(Box::new(EchoHandler(self.0.clone()))),
         }
+    }
+    fn refresh(&mut self) -> bool {
+        self.0.changed.swap(false, Ordering::SeqCst)
     }
     fn reset(&mut self) {
         self.0.resets.fetch_add(1, Ordering::SeqCst);
@@ -359,6 +364,22 @@ fn config_changes_move_the_generation_before_the_interrupt() {
     bench.transport.notifier().config_changed();
     assert_ne!(bench.read(Register::ConfigGeneration), before);
     assert_eq!(bench.read(Register::InterruptStatus), 2);
+    assert_eq!(bench.line.edges(), 1);
+}
+
+#[test]
+fn a_device_that_has_changed_tells_its_driver_once() {
+    let mut bench = Bench::new();
+    let before = bench.read(Register::ConfigGeneration);
+    bench.transport.refresh();
+    let unchanged = (bench.read(Register::ConfigGeneration), bench.line.edges());
+
+    bench.probe.changed.store(true, Ordering::SeqCst);
+    bench.transport.refresh();
+    bench.transport.refresh();
+
+    assert_eq!(unchanged, (before, 0));
+    assert_ne!(bench.read(Register::ConfigGeneration), before);
     assert_eq!(bench.line.edges(), 1);
 }
 
