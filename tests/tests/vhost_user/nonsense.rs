@@ -1,0 +1,146 @@
+//! Front ends that break the protocol, or off: one line in the log, and the
+//! next one is served.
+
+use std::io::{Read, Write};
+use std::os::fd::AsFd;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use vhost::VhostBackend;
+
+use super::guest::{Guest, IN, Session, request, rung, status};
+use super::program::Program;
+
+const DISK: &str = "blk,path=DISK,queue-size=128";
+
+/// A message's header: request, version 1, bytes that follow.
+fn message(request: u32, payload: &[u8]) -> Vec<u8> {
+    let len = u32::try_from(payload.len()).unwrap();
+    let header = [request, 1, len].map(u32::to_le_bytes).concat();
+    [&header, payload].concat()
+}
+
+fn state(index: u32, number: u32) -> Vec<u8> {
+    [index, number].map(u32::to_le_bytes).concat()
+}
+
+const SET_VRING_NUM: u32 = 8;
+const SET_VRING_KICK: u32 = 12;
+
+/// Serves a well-behaved front end.
+fn is_served(program: &Program) {
+    let mut guest = Guest::new(1);
+    let mut session = Session::connect(program, 0);
+    session.start(&guest);
+    request(&mut guest, 0, 0, IN, 0);
+    guest.kick(0);
+    guest.wait(0);
+    assert_eq!(status(&guest, 0, 0), 0);
+}
+
+/// Sends `bytes`; the program is to hang up and to say why in one line that
+/// has `words`.
+fn hangs_up(program: &Program, bytes: &[u8], words: &[&str]) {
+    let warned = program.count("WARN");
+    let mut stream = program.connect(0);
+    stream.write_all(bytes).unwrap();
+    ended(program, &mut stream, warned, words);
+}
+
+fn ended(program: &Program, stream: &mut UnixStream, warned: usize, words: &[&str]) {
+    // a reset connection has ended, too
+    let read = stream.read(&mut [0; 64]).unwrap_or(0);
+    assert_eq!(read, 0);
+    is_served(program);
+    let lines = program.lines("WARN");
+    assert_eq!(lines.len(), warned + 1, "{lines:?}");
+    let socket = program.socket(0).to_str().unwrap();
+    let named = [socket, "device=\"blk\""];
+    for word in words.iter().chain(&named) {
+        assert!(lines[warned].contains(word), "{word} in {}", lines[warned]);
+    }
+}
+
+#[test]
+fn a_front_end_that_goes_away_in_mid_message_is_told() {
+    let program = Program::serve(&[DISK], 1 << 20);
+    let half = &message(SET_VRING_NUM, &state(0, 64))[..7];
+
+    program.connect(0).write_all(half).unwrap();
+    program.wait_for("WARN", 1);
+    is_served(&program);
+
+    assert_eq!(program.count("WARN"), 1);
+}
+
+#[test]
+fn bytes_that_are_no_message_end_the_connection() {
+    let program = Program::serve(&[DISK], 1 << 20);
+
+    hangs_up(&program, &[0xa5; 64], &["invalid message"]);
+    hangs_up(&program, &message(7777, &[]), &["invalid message"]);
+}
+
+#[test]
+fn a_message_that_cannot_be_carried_out_is_told_with_its_value() {
+    let program = Program::serve(&[DISK], 1 << 20);
+
+    let no_ring = message(SET_VRING_NUM, &state(5, 64));
+    hangs_up(&program, &no_ring, &["no ring 5"]);
+    let too_long = message(SET_VRING_NUM, &state(0, 256));
+    hangs_up(&program, &too_long, &["size 256", "up to 128"]);
+    let no_kick = message(SET_VRING_KICK, &0x100_u64.to_le_bytes());
+    hangs_up(&program, &no_kick, &["without a kick"]);
+}
+
+#[test]
+fn a_kick_that_is_no_eventfd_is_refused() {
+    let program = Program::serve(&[DISK], 1 << 20);
+    let mut stream = program.connect(0);
+    let (pipe, _other): (OwnedFd, OwnedFd) = rustix::pipe::pipe().unwrap();
+
+    let kick = message(SET_VRING_KICK, &0_u64.to_le_bytes());
+    let fds = [pipe.as_fd()];
+    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    assert!(control.push(SendAncillaryMessage::ScmRights(&fds)));
+    let parts = [std::io::IoSlice::new(&kick)];
+    sendmsg(&stream, &parts, &mut control, SendFlags::empty()).unwrap();
+
+    ended(&program, &mut stream, 0, &["kick is no eventfd"]);
+}
+
+#[test]
+fn rings_outside_of_memory_are_refused() {
+    let program = Program::serve(&[DISK], 1 << 20);
+    let guest = Guest::new(1);
+    let mut session = Session::connect(&program, 0);
+    let regions = guest.regions();
+
+    session.frontend.set_mem_table(&regions[1..]).unwrap();
+    let started = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        session.start_ring(&guest, 0, 0);
+    }));
+
+    assert!(started.is_err());
+    program.wait_for("in no memory region", 1);
+    is_served(&program);
+}
+
+#[test]
+fn a_broken_ring_rings_its_error_and_is_mended_by_a_reset() {
+    let program = Program::serve(&[DISK], 1 << 20);
+    let mut guest = Guest::new(1);
+    let mut session = Session::connect(&program, 0);
+    session.start(&guest);
+
+    // a head beyond the ring
+    guest.submit(0, 500, &[]);
+    guest.kick(0);
+    let told = rung(&guest.rings[0].error);
+    drop(session);
+
+    assert!(told);
+    is_served(&program);
+}
