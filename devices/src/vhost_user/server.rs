@@ -6,6 +6,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use vhost::vhost_user::{BackendReqHandler, Error};
@@ -24,6 +25,7 @@ pub struct Stop(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     event: EventFd,
+    stopped: AtomicBool,
     /// The connection being served.
     connection: Mutex<Option<UnixStream>>,
 }
@@ -39,6 +41,8 @@ impl Shared {
 impl Stop {
     /// Has the server end: what is in flight is finished, the socket removed.
     pub fn stop(&self) {
+        // before the connection is looked at: one that comes later finds it
+        self.0.stopped.store(true, Ordering::SeqCst);
         if let Err(error) = self.0.event.write(1) {
             tracing::error!(%error, "a server could not be told to end");
         }
@@ -93,6 +97,7 @@ impl Server {
             epoll,
             shared: Arc::new(Shared {
                 event,
+                stopped: AtomicBool::new(false),
                 connection: Mutex::new(None),
             }),
         })
@@ -140,6 +145,9 @@ impl Server {
     /// Serves one connection to its end.
     fn serve(&self, stream: UnixStream) -> io::Result<()> {
         *self.shared.connection() = Some(stream.try_clone()?);
+        if self.shared.stopped.load(Ordering::SeqCst) {
+            return Ok(());
+        }
         tracing::info!("a front end has connected");
         let mut messages = BackendReqHandler::from_stream(stream, Arc::clone(&self.backend));
         let end = loop {

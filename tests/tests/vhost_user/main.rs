@@ -5,6 +5,7 @@
 //! |---|---|
 //! | the crate `vhost`'s messages, with a [driver](guest) of these tests on memory files | [`serving`], [`inflight`], [`dirty_log`], [`nonsense`] |
 //! | the crate `blkio` (the authors of libblkio) | [`blkio`] |
+//! | QEMU with a Linux guest | `tests/vhost-user/qemu` |
 
 mod blkio;
 mod dirty_log;

@@ -1,15 +1,15 @@
 //! Front ends that break the protocol, or off: one line in the log, and the
 //! next one is served.
 
-use std::io::{Read, Write};
-use std::os::fd::AsFd;
-use std::os::fd::OwnedFd;
+use std::io::{IoSlice, Read, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use vhost::VhostBackend;
 
-use super::guest::{Guest, IN, Session, request, rung, status};
+use super::guest::{Guest, IN, Session, memory_file, request, rung, status};
 use super::program::Program;
 
 const DISK: &str = "blk,path=DISK,queue-size=128";
@@ -27,6 +27,17 @@ fn state(index: u32, number: u32) -> Vec<u8> {
 
 const SET_VRING_NUM: u32 = 8;
 const SET_VRING_KICK: u32 = 12;
+
+/// Sends a message with files.
+fn send(stream: &UnixStream, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> rustix::io::Result<usize> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !fds.is_empty() {
+        assert!(control.push(SendAncillaryMessage::ScmRights(fds)));
+    }
+    let parts = [IoSlice::new(bytes)];
+    sendmsg(stream, &parts, &mut control, SendFlags::NOSIGNAL)
+}
 
 /// Serves a well-behaved front end.
 fn is_served(program: &Program) {
@@ -101,12 +112,7 @@ fn a_kick_that_is_no_eventfd_is_refused() {
     let (pipe, _other): (OwnedFd, OwnedFd) = rustix::pipe::pipe().unwrap();
 
     let kick = message(SET_VRING_KICK, &0_u64.to_le_bytes());
-    let fds = [pipe.as_fd()];
-    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut control = SendAncillaryBuffer::new(&mut space);
-    assert!(control.push(SendAncillaryMessage::ScmRights(&fds)));
-    let parts = [std::io::IoSlice::new(&kick)];
-    sendmsg(&stream, &parts, &mut control, SendFlags::empty()).unwrap();
+    send(&stream, &kick, &[pipe.as_fd()]).unwrap();
 
     ended(&program, &mut stream, 0, &["kick is no eventfd"]);
 }
@@ -143,4 +149,61 @@ fn a_broken_ring_rings_its_error_and_is_mended_by_a_reset() {
 
     assert!(told);
     is_served(&program);
+}
+
+/// Numbers that look random and are the same each time.
+struct Numbers(u64);
+
+impl Numbers {
+    fn below(&mut self, end: u64) -> u64 {
+        // Knuth's MMIX generator; its high bits are good
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005);
+        self.0 = self.0.wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % end
+    }
+
+    /// A message that may be meant: a request that exists, a payload of small
+    /// and large numbers, and perhaps a file.
+    fn message(&mut self) -> (Vec<u8>, bool) {
+        let request = u32::try_from(self.below(46)).unwrap();
+        let words = [0, 1, 1, 2, 5, 6][usize::try_from(self.below(6)).unwrap()];
+        let word = |numbers: &mut Self| match numbers.below(4) {
+            0 => 0,
+            1 => numbers.below(4),
+            2 => 0x1000 << numbers.below(20),
+            _ => numbers.below(u64::MAX >> 1),
+        };
+        let payload: Vec<u8> = (0..words).flat_map(|_| word(self).to_le_bytes()).collect();
+        (message(request, &payload), self.below(3) == 0)
+    }
+}
+
+#[test]
+fn whatever_messages_come_the_next_front_end_is_served() {
+    let program = Program::serve(&[DISK], 1 << 20);
+    let file = OwnedFd::from(memory_file(1 << 16));
+    let negotiated = [
+        // all features and all protocol features: more messages are let through
+        message(1, &[]),
+        message(2, &(1_u64 << 32 | 1 << 30).to_le_bytes()),
+        message(16, &0xb20b_u64.to_le_bytes()),
+    ]
+    .concat();
+    let mut numbers = Numbers(1);
+
+    for _ in 0..500 {
+        let mut stream = program.connect(0);
+        stream.write_all(&negotiated).unwrap();
+        for _ in 0..numbers.below(30) {
+            let (bytes, with_file) = numbers.message();
+            let fds = [file.as_fd()];
+            // the program may have hung up already
+            let _ = send(&stream, &bytes, &fds[..usize::from(with_file)]);
+        }
+        drop(stream);
+    }
+    is_served(&program);
+
+    assert_eq!(program.count("panicked"), 0);
+    assert_eq!(program.count("a front end has connected"), 501);
 }
