@@ -3,11 +3,13 @@
 
 use std::io::{IoSlice, Read, Write};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::net::Shutdown;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use vhost::VhostBackend;
+use vmm_sys_util::eventfd::EventFd;
 
 use super::guest::{Guest, IN, Session, memory_file, request, rung, status};
 use super::program::Program;
@@ -162,28 +164,74 @@ impl Numbers {
         (self.0 >> 33) % end
     }
 
-    /// A message that may be meant: a request that exists, a payload of small
-    /// and large numbers, and perhaps a file.
+    /// A word that some message may have: a small number, two of them, an
+    /// address, or anything.
+    fn word(&mut self) -> u64 {
+        match self.below(5) {
+            0 => self.below(3),
+            1 => self.below(2) | 1 << (32 + self.below(9)),
+            2 => 0x100,
+            3 => 0x1000 << self.below(6),
+            _ => self.below(u64::MAX >> 1),
+        }
+    }
+
+    /// A message that may be meant: a request that exists, mostly as long as
+    /// it has to be, and perhaps a file.
     fn message(&mut self) -> (Vec<u8>, bool) {
-        let request = u32::try_from(self.below(46)).unwrap();
-        let words = [0, 1, 1, 2, 5, 6][usize::try_from(self.below(6)).unwrap()];
-        let word = |numbers: &mut Self| match numbers.below(4) {
-            0 => 0,
-            1 => numbers.below(4),
-            2 => 0x1000 << numbers.below(20),
-            _ => numbers.below(u64::MAX >> 1),
+        let request = REQUESTS[usize::try_from(self.below(REQUESTS.len() as u64)).unwrap()];
+        let (request, words, file) = request;
+        let words = match self.below(16) {
+            0 => self.below(8),
+            _ => words,
         };
-        let payload: Vec<u8> = (0..words).flat_map(|_| word(self).to_le_bytes()).collect();
-        (message(request, &payload), self.below(3) == 0)
+        let payload = match request {
+            // one region
+            SET_MEM_TABLE => 1_u64.to_le_bytes().to_vec(),
+            _ => Vec::new(),
+        };
+        let rest = (0..words).flat_map(|_| self.word().to_le_bytes());
+        let payload: Vec<u8> = payload.into_iter().chain(rest).collect();
+        (message(request, &payload), file != (self.below(16) == 0))
     }
 }
+
+/// Requests, the words that each has, and whether it has a file.
+const REQUESTS: &[(u32, u64, bool)] = &[
+    (SET_MEM_TABLE, 4, true),
+    (2, 1, false),
+    (4, 0, false),
+    (6, 2, true),
+    (SET_VRING_NUM, 1, false),
+    (9, 5, false),
+    (10, 1, false),
+    (11, 1, false),
+    (SET_VRING_KICK, 1, true),
+    (13, 1, true),
+    (14, 1, true),
+    (17, 0, false),
+    (18, 1, false),
+    (24, 2, false),
+    (25, 2, false),
+    (31, 3, false),
+    (32, 3, true),
+    (34, 0, false),
+    (36, 0, false),
+    (37, 5, true),
+    (38, 5, false),
+    (44, 0, false),
+];
+const SET_MEM_TABLE: u32 = 5;
 
 #[test]
 fn whatever_messages_come_the_next_front_end_is_served() {
     let program = Program::serve(&[DISK], 1 << 20);
-    let file = OwnedFd::from(memory_file(1 << 16));
+    let memory = OwnedFd::from(memory_file(1 << 16));
+    let event = EventFd::new(0).unwrap();
+    // SAFETY: the event owns the descriptor and outlives the borrow.
+    let event = unsafe { BorrowedFd::borrow_raw(event.as_raw_fd()) };
     let negotiated = [
-        // all features and all protocol features: more messages are let through
+        // what is offered: more messages are let through
         message(1, &[]),
         message(2, &(1_u64 << 32 | 1 << 30).to_le_bytes()),
         message(16, &0xb20b_u64.to_le_bytes()),
@@ -191,19 +239,22 @@ fn whatever_messages_come_the_next_front_end_is_served() {
     .concat();
     let mut numbers = Numbers(1);
 
-    for _ in 0..500 {
+    for _ in 0..5000 {
         let mut stream = program.connect(0);
         stream.write_all(&negotiated).unwrap();
         for _ in 0..numbers.below(30) {
             let (bytes, with_file) = numbers.message();
-            let fds = [file.as_fd()];
+            let files = [memory.as_fd(), event];
+            let file = files[usize::try_from(numbers.below(2)).unwrap()];
             // the program may have hung up already
-            let _ = send(&stream, &bytes, &fds[..usize::from(with_file)]);
+            let _ = send(&stream, &bytes, &[file][..usize::from(with_file)]);
         }
-        drop(stream);
+        let _ = stream.shutdown(Shutdown::Write);
+        // until it has answered everything, or hangs up
+        let _ = stream.read_to_end(&mut Vec::new());
     }
     is_served(&program);
 
     assert_eq!(program.count("panicked"), 0);
-    assert_eq!(program.count("a front end has connected"), 501);
+    assert_eq!(program.count("a front end has connected"), 5001);
 }
