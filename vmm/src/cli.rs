@@ -13,7 +13,7 @@ use crate::check;
 use crate::config::{Config, LogLevel};
 use crate::daemon::{self, Daemon, Options, Scope, StartError};
 use crate::logs::{self, report};
-use crate::run::{self, DeviceArgument, Places};
+use crate::run::{self, DeviceArgument, Places, vhost_user};
 use crate::state::StateError;
 use crate::status::{self, ClientError};
 
@@ -84,6 +84,14 @@ enum Command {
     /// device-model/N/state in this domain's xenstore directory. Signals are
     /// those of `daemon`.
     Run(RunArgs),
+    /// Serve devices to any VMM, each as a vhost-user back end on a socket of
+    /// its own, until SIGTERM. Needs no Xen.
+    ///
+    /// One front end at a time is served on a socket; when it goes away, its
+    /// device is reset and the next one may connect. A front end that has this
+    /// process restarted under it and hands the in-flight region back loses no
+    /// request. Its rings must not be longer than the device's `queue-size`.
+    VhostUser(VhostUserArgs),
     /// Tell what this host offers and lacks for serving guests, with the
     /// remedy for each. Changes nothing and needs no privileges.
     ///
@@ -171,6 +179,17 @@ struct RunArgs {
     serve: ServeArgs,
 }
 
+#[derive(Debug, Args)]
+struct VhostUserArgs {
+    /// Where to listen for the front end of the device at the same place in
+    /// the order of --device. A socket that nobody listens on is replaced.
+    #[arg(long, value_name = "PATH", required = true)]
+    socket: Vec<PathBuf>,
+    /// A device, as of `run`. May be repeated, with its socket.
+    #[arg(long, value_name = "KIND[,KEY=VALUE...]", required = true)]
+    device: Vec<DeviceArgument>,
+}
+
 /// Runs the command line of the process.
 #[must_use]
 pub fn main() -> ExitCode {
@@ -178,6 +197,7 @@ pub fn main() -> ExitCode {
     match command {
         Command::Daemon(args) => serve(args, Scope::All),
         Command::Run(args) => run_one(args),
+        Command::VhostUser(args) => serve_sockets(args),
         Command::Check(args) => check(&args),
         Command::Status(args) => status(args),
         Command::Demo => demo(),
@@ -235,6 +255,20 @@ fn serve(args: ServeArgs, scope: Scope) -> Exit {
             let exit = exit_of(&error);
             complain(&error, exit)
         }
+    }
+}
+
+fn serve_sockets(args: VhostUserArgs) -> Exit {
+    if let Err(error) = logs::init(LogLevel::Info) {
+        return complain(&error, Exit::Configuration);
+    }
+    let sockets = match vhost_user::pair(args.socket, args.device) {
+        Ok(sockets) => sockets,
+        Err(error) => return complain(&error, Exit::Failed),
+    };
+    match vhost_user::serve(sockets) {
+        Ok(()) => Exit::Done,
+        Err(error) => complain(&error, Exit::Failed),
     }
 }
 

@@ -1,10 +1,12 @@
 //! One guest in the foreground: what the command line says becomes the
 //! daemon's [`Scope`].
 //!
-//! The command line calls it before anything is touched.
+//! The command line calls it before anything is touched. [`vhost_user`] serves
+//! devices of the same syntax without a guest of Xen's.
 
 mod argument;
 mod text;
+pub mod vhost_user;
 
 pub use argument::{ArgumentError, DeviceArgument, parse_disk, parse_irq, parse_mmio};
 

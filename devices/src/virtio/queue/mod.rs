@@ -7,9 +7,11 @@
 //! and never a short chain.
 
 pub mod chain;
+pub mod inflight;
 pub mod ring;
 #[cfg(test)]
 mod tests;
+pub mod track;
 mod used;
 
 use std::num::Wrapping;
@@ -27,6 +29,7 @@ use super::interrupt::Notifier;
 use chain::Walk;
 pub use chain::{Chain, Descriptor, DescriptorRanges};
 use ring::RingMemory;
+use track::Tracked;
 
 /// Where the driver has put a queue, as its registers say.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -174,6 +177,8 @@ pub struct ActiveQueue {
     /// The used index when it was last looked whether to interrupt.
     announced: Wrapping<u16>,
     generation: u64,
+    /// Of a queue whose requests in flight are to outlive it.
+    tracked: Option<Tracked>,
 }
 
 /// Each activation has its own generation, so that a head of an earlier one is
@@ -236,6 +241,7 @@ impl ActiveQueue {
             unannounced: false,
             announced: Wrapping(position.next_used),
             generation: GENERATION.fetch_add(1, Ordering::Relaxed),
+            tracked: None,
         })
     }
 
@@ -260,6 +266,9 @@ impl ActiveQueue {
     /// # Errors
     /// Any malformed chain or index breaks the queue.
     pub fn take(&mut self, max: usize) -> Result<Vec<Chain>, QueueError> {
+        if let Some(left) = self.left_behind(max) {
+            return self.chains(&left);
+        }
         let index = self.ring.avail_idx(&self.memory, Ordering::Acquire)?;
         let next = Wrapping(self.ring.next_avail());
         let ahead = (index - next).0;
@@ -272,7 +281,7 @@ impl ActiveQueue {
             });
         }
         let count = usize::from(ahead).min(max);
-        let mut walks = Vec::with_capacity(count);
+        let mut heads = Vec::with_capacity(count);
         for i in (0..count).map_while(|i| u16::try_from(i).ok()) {
             let slot = (next + Wrapping(i)).0 % size;
             let entry = self.ring.avail_ring() + 4 + 2 * u64::from(slot);
@@ -280,19 +289,26 @@ impl ActiveQueue {
                 .memory
                 .read_obj(GuestAddress(entry))
                 .map_err(virtio_queue::Error::GuestMemory)?;
-            walks.push(self.walk(u16::from_le(head))?);
+            heads.push(u16::from_le(head));
         }
-        self.fetch_tables(&mut walks)?;
-        let chains = walks
-            .into_iter()
-            .map(|walk| self.chain(walk))
-            .collect::<Result<Vec<_>, _>>()?;
+        let chains = self.chains(&heads)?;
+        self.note_taken(&heads);
         let taken = u16::try_from(chains.len()).unwrap_or(u16::MAX);
         self.ring.set_next_avail((next + Wrapping(taken)).0);
         self.stats
             .taken
             .fetch_add(u64::from(taken), Ordering::Relaxed);
         Ok(chains)
+    }
+
+    /// The chains of `heads`.
+    fn chains(&mut self, heads: &[u16]) -> Result<Vec<Chain>, QueueError> {
+        let mut walks = heads
+            .iter()
+            .map(|&head| self.walk(head))
+            .collect::<Result<Vec<_>, _>>()?;
+        self.fetch_tables(&mut walks)?;
+        walks.into_iter().map(|walk| self.chain(walk)).collect()
     }
 
     fn walk(&self, head: u16) -> Result<Walk, QueueError> {
@@ -355,7 +371,9 @@ impl ActiveQueue {
             );
             return Ok(());
         }
+        self.note_completing(head.index);
         self.ring.add_used(&self.memory, head.index, written)?;
+        self.note_completed(head.index);
         self.count_push(written);
         Ok(())
     }
@@ -409,7 +427,8 @@ impl ActiveQueue {
     }
 
     /// Gives the queue back: unmaps its rings and tells how far it got.
-    pub fn give_back(self) -> QueuePosition {
+    pub fn give_back(mut self) -> QueuePosition {
+        self.untake();
         QueuePosition {
             next_avail: self.ring.next_avail(),
             next_used: self.ring.next_used(),

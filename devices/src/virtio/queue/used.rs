@@ -26,7 +26,10 @@ impl ActiveQueue {
             return Ok(());
         };
         let mut next = first;
+        let mut shown = Vec::with_capacity(requests.len() + 1);
         for (head, written) in requests {
+            self.note_completing(head.index);
+            shown.push(head.index);
             let slot = next.0 % self.ring.size();
             let entry = self.ring.used_ring() + 4 + 8 * u64::from(slot);
             let element = [u32::from(head.index).to_le(), written.to_le()];
@@ -38,7 +41,12 @@ impl ActiveQueue {
         }
         // with the last entry the index passes all of them
         self.ring.set_next_used(next.0);
+        self.note_completing(last.index);
+        shown.push(last.index);
         self.ring.add_used(&self.memory, last.index, written)?;
+        for head in shown {
+            self.note_completed(head);
+        }
         self.count_push(written);
         Ok(())
     }

@@ -1,0 +1,209 @@
+//! One device on one socket.
+
+use std::io;
+use std::net::Shutdown;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use vhost::vhost_user::{BackendReqHandler, Error};
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use super::backend::Backend;
+use super::error::ServerError;
+use crate::virtio::Device;
+use crate::virtio::worker::with_causes;
+
+/// Ends a [`Server`], from any thread.
+#[derive(Clone, Debug)]
+pub struct Stop(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    event: EventFd,
+    stopped: AtomicBool,
+    /// The connection being served.
+    connection: Mutex<Option<UnixStream>>,
+}
+
+impl Shared {
+    fn connection(&self) -> MutexGuard<'_, Option<UnixStream>> {
+        self.connection
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Stop {
+    /// Has the server end: what is in flight is finished, the socket removed.
+    pub fn stop(&self) {
+        // before the connection is looked at: one that comes later finds it
+        self.0.stopped.store(true, Ordering::SeqCst);
+        if let Err(error) = self.0.event.write(1) {
+            tracing::error!(%error, "a server could not be told to end");
+        }
+        if let Some(connection) = &*self.0.connection() {
+            // gone already is as good
+            let _ = connection.shutdown(Shutdown::Both);
+        }
+    }
+}
+
+/// Serves a device to one front end at a time, on the thread that runs it.
+pub struct Server {
+    path: PathBuf,
+    listener: UnixListener,
+    backend: Arc<Mutex<Backend>>,
+    epoll: Epoll,
+    shared: Arc<Shared>,
+}
+
+const LISTENER: u64 = 0;
+const STOP: u64 = 1;
+
+impl Server {
+    /// Puts `device` on a socket at `path`; `label` names its threads, short.
+    /// A socket that a dead process has left there is replaced.
+    ///
+    /// # Errors
+    /// [`ServerError`].
+    pub fn bind(path: &Path, device: Box<dyn Device>, label: &str) -> Result<Self, ServerError> {
+        let failed = |what| {
+            let path = path.to_owned();
+            move |source| ServerError::System { what, path, source }
+        };
+        let backend = Backend::new(device, label).map_err(failed("make events for"))?;
+        let event = EventFd::new(EFD_NONBLOCK).map_err(failed("make events for"))?;
+        let epoll = Epoll::new().map_err(failed("wait on"))?;
+        make_way(path)?;
+        let listener = UnixListener::bind(path).map_err(failed("listen on"))?;
+        for (fd, data) in [(listener.as_raw_fd(), LISTENER), (event.as_raw_fd(), STOP)] {
+            epoll
+                .ctl(
+                    ControlOperation::Add,
+                    fd,
+                    EpollEvent::new(EventSet::IN, data),
+                )
+                .map_err(failed("wait on"))?;
+        }
+        Ok(Server {
+            path: path.to_owned(),
+            listener,
+            backend: Arc::new(Mutex::new(backend)),
+            epoll,
+            shared: Arc::new(Shared {
+                event,
+                stopped: AtomicBool::new(false),
+                connection: Mutex::new(None),
+            }),
+        })
+    }
+
+    /// What ends it.
+    #[must_use]
+    pub fn stop_handle(&self) -> Stop {
+        Stop(Arc::clone(&self.shared))
+    }
+
+    /// Serves front ends, one after the other, until it is told to stop.
+    ///
+    /// # Errors
+    /// The socket failed.
+    pub fn run(self) -> Result<(), ServerError> {
+        let failed = |what| {
+            let path = self.path.clone();
+            move |source| ServerError::System { what, path, source }
+        };
+        while !self.wait().map_err(failed("wait on"))? {
+            match self.listener.accept() {
+                Ok((stream, _)) => self.serve(stream).map_err(failed("serve"))?,
+                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+                Err(error) => return Err(failed("accept on")(error)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits for a front end; true: it is told to stop.
+    fn wait(&self) -> io::Result<bool> {
+        let mut events = [EpollEvent::default(); 2];
+        loop {
+            match self.epoll.wait(-1, &mut events) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                result => {
+                    let ready = events.iter().take(result?);
+                    return Ok(ready.map(EpollEvent::data).any(|data| data == STOP));
+                }
+            }
+        }
+    }
+
+    /// Serves one connection to its end.
+    fn serve(&self, stream: UnixStream) -> io::Result<()> {
+        *self.shared.connection() = Some(stream.try_clone()?);
+        if self.shared.stopped.load(Ordering::SeqCst) {
+            return Ok(());
+        }
+        tracing::info!("a front end has connected");
+        let mut messages = BackendReqHandler::from_stream(stream, Arc::clone(&self.backend));
+        let end = loop {
+            match messages.handle_request() {
+                // told to the front end, and nothing to it
+                Ok(()) | Err(Error::ReqHandlerError(_) | Error::SocketRetry(_)) => {}
+                Err(error) => break error,
+            }
+        };
+        *self.shared.connection() = None;
+        let mut backend = self.backend.lock().unwrap_or_else(PoisonError::into_inner);
+        let refusal = backend.take_refusal();
+        match (&refusal, end) {
+            (Some(refusal), _) => {
+                let error = with_causes(refusal);
+                tracing::warn!(error, "a message was refused; the connection is closed");
+            }
+            (None, Error::Disconnected) => tracing::info!("the front end has gone"),
+            (None, error) => {
+                tracing::warn!(%error, "the connection is closed");
+            }
+        }
+        backend.disconnect();
+        Ok(())
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // somebody may have done it for us
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+/// Removes a socket that nobody listens on.
+fn make_way(path: &Path) -> Result<(), ServerError> {
+    let Ok(found) = path.symlink_metadata() else {
+        return Ok(());
+    };
+    let path = path.to_owned();
+    if !found.file_type().is_socket() {
+        return Err(ServerError::NoSocket { path });
+    }
+    match UnixStream::connect(&path) {
+        Ok(_) => Err(ServerError::InUse { path }),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            std::fs::remove_file(&path).map_err(|source| ServerError::System {
+                what: "replace",
+                path,
+                source,
+            })
+        }
+        Err(source) => Err(ServerError::System {
+            what: "replace",
+            path,
+            source,
+        }),
+    }
+}
