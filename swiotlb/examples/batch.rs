@@ -3,6 +3,7 @@
 //! through the queue's pool.
 //!
 //! `cargo run -p swiotlb --example batch`
+#![allow(clippy::indexing_slicing)] // arrays of known lengths
 
 use std::sync::Arc;
 
@@ -102,8 +103,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         println!("{}: may be shown to the guest", done.into_token());
     }
     let mut byte = [0u8; 2];
-    ram.slice(0x8143, 2).ok_or("inside")?.copy_to(&mut byte[..]);
+    ram.slice(0x8144, 2).ok_or("inside")?.copy_to(&mut byte[..]);
     println!("its last byte is {}, the next one {}", byte[0], byte[1]);
-    println!("{:?}", dma.counters().snapshot());
+    let counted = dma.counters().snapshot();
+    println!(
+        "{} ranges bounced ({} because they cannot be pinned), {} requests refused",
+        counted.bounced, counted.bounced_pinned, counted.rejected
+    );
     Ok(())
 }

@@ -95,11 +95,12 @@ impl Dma {
 
     /// The most bytes that a job may have: more could never be bounced, and
     /// would have to be. Whoever has more makes several jobs of them, one after
-    /// the other.
+    /// the other. Without a pool there is no bound: what would have to be
+    /// bounced is refused, however short it is.
     pub fn most(&self, need: Need) -> u64 {
-        match need.pinned || self.pool.forces() {
-            true => self.pool.bytes(),
-            false => u64::MAX,
+        match (need.pinned || self.pool.forces(), self.pool.bytes()) {
+            (true, bytes @ 1..) => bytes,
+            _ => u64::MAX,
         }
     }
 

@@ -40,9 +40,11 @@ case_names() { # every case, by name
 }
 
 list_cases() {
-  local name
+  local name extra
   for name in $(case_names); do
-    printf '%-20s %-7s %s\n' "$name" "$(case_header "$name" kernel)" "$(case_summary "$name")"
+    extra=
+    [ "$(case_header "$name" extra)" != yes ] || extra=" (not one of 'all')"
+    printf '%-20s %-7s %s\n' "$name" "$(case_header "$name" kernel)" "$(case_summary "$name")$extra"
   done
 }
 

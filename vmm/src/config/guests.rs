@@ -111,11 +111,14 @@ impl GuestSections {
 /// Whether a guest can have a disk of this name or number: what libxl takes
 /// for `vdev`. xen-vbd-interface(7)
 fn is_disk(key: &str) -> bool {
-    let is_number = |text: &str| text.parse::<u32>().is_ok();
-    // letters for the disk, digits for a partition of it
+    let is_number = is_plain_number;
+    // letters for the disk, digits for a partition of it; no disk has more of
+    // either, its number being one of 28 bits
     let lettered = |rest: &str| {
         let partition = rest.trim_start_matches(|c: char| c.is_ascii_lowercase());
-        partition.len() < rest.len() && (partition.is_empty() || is_number(partition))
+        let letters = rest.len() - partition.len();
+        (1..=4).contains(&letters)
+            && (partition.is_empty() || partition.len() <= 3 && is_number(partition))
     };
     let numbered = |rest: &str| match rest.split_once('p') {
         Some((disk, partition)) => is_number(disk) && is_number(partition),
@@ -130,6 +133,12 @@ fn is_disk(key: &str) -> bool {
         || key.strip_prefix("0x").is_some_and(hexadecimal)
 }
 
+/// Whether it is a number as it is looked up: without a sign or leading zeros.
+fn is_plain_number(text: &str) -> bool {
+    text.parse::<u32>()
+        .is_ok_and(|number| number.to_string() == text)
+}
+
 /// Says what is wrong with the key of a device, which would never be found or
 /// never fit.
 fn check_entry(entry: &str, device: &DeviceConfig) -> Result<(), String> {
@@ -140,7 +149,7 @@ fn check_entry(entry: &str, device: &DeviceConfig) -> Result<(), String> {
             kind.name,
             VirtioType(kind.device_type)
         )),
-        None if entry.parse::<u32>().is_err() && !pattern::is_pattern(entry) => Err(format!(
+        None if !is_plain_number(entry) && !pattern::is_pattern(entry) => Err(format!(
             "{entry:?} is neither a device's number nor a type such as device4 (hexadecimal) nor a \
              pattern of types"
         )),

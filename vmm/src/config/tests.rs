@@ -70,6 +70,10 @@ fn keys_that_name_no_disk_are_refused() {
         "-1",
         "xvd*",
         "",
+        "051712",
+        "+51712",
+        "xvda0000001",
+        "xvdzzzzzzzz",
     ];
 
     let refusals = mistakes.map(|key| {

@@ -3,6 +3,7 @@
 use super::*;
 
 on_every_engine! {
+    without_a_pool_a_disk_past_the_page_cache_refuses_its_requests
     a_request_larger_than_the_pool_is_carried_out_in_parts
     more_requests_than_the_pool_holds_wait_for_each_other
     a_part_that_is_no_whole_block_goes_through_the_page_cache
@@ -50,6 +51,21 @@ fn a_request_larger_than_the_pool_is_carried_out_in_parts(on: On) {
         (dma.bounced_bytes_in, dma.bounced_bytes_out),
         (768 << 10, 768 << 10)
     );
+}
+
+fn without_a_pool_a_disk_past_the_page_cache_refuses_its_requests(on: On) {
+    let on = On {
+        pool: "noforce",
+        ..on
+    };
+    let mut rig = on.rig();
+    let data = rig.space(4096);
+
+    let answer = rig.request(blk::VIRTIO_BLK_T_IN, 0, &[data]);
+    let flush = rig.request(blk::VIRTIO_BLK_T_FLUSH, 0, &[]);
+
+    let read = if on.direct { (IOERR, 0) } else { (OK, 4097) };
+    assert_eq!((answer, flush), (read, (OK, 1)));
 }
 
 fn more_requests_than_the_pool_holds_wait_for_each_other(on: On) {
