@@ -7,6 +7,7 @@ use std::fs::File;
 use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::Duration;
 
 use vhost::vhost_user::message::{
     VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags, VhostUserInflight,
@@ -29,6 +30,9 @@ use crate::virtio::{Device, features};
 
 const PROTOCOL_FEATURES: u64 = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
 const LOG_ALL: u64 = VhostUserVirtioFeatures::LOG_ALL.bits();
+
+/// After this long a worker may be waiting for its front end.
+const SLOW: Duration = Duration::from_secs(1);
 
 /// A device and what its front end has said; outlives connections.
 pub struct Backend {
@@ -119,8 +123,10 @@ impl Backend {
         let mut waited_for = asked.len();
         while waited_for > 0 {
             // we hold a sender: it does not end
-            let Ok(given_back) = self.receiver.recv() else {
-                break;
+            let Ok(given_back) = self.receiver.recv_timeout(SLOW) else {
+                let slow = asked.iter().filter_map(|&i| self.rings.get(usize::from(i)));
+                slow.for_each(|ring| ring.line().unblock());
+                continue;
             };
             if asked.contains(&given_back.index) {
                 waited_for -= 1;
@@ -174,13 +180,13 @@ impl Backend {
         self.told(Err(Refusal::NotOffered(what)))
     }
 
-    fn event(
+    fn event<E>(
         &mut self,
         index: u8,
         role: &'static str,
         file: Option<File>,
-        open: fn(File) -> io::Result<Option<EventFd>>,
-    ) -> std::result::Result<Option<EventFd>, Refusal> {
+        open: fn(File) -> io::Result<Option<E>>,
+    ) -> std::result::Result<Option<E>, Refusal> {
         let index = u16::from(index);
         self.ring(u32::from(index))?;
         let Some(file) = file else { return Ok(None) };

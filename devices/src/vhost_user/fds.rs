@@ -16,19 +16,20 @@ fn is_anonymous(file: &File) -> io::Result<bool> {
     Ok(FileType::from_raw_mode(fstat(file)?.st_mode) == FileType::Unknown)
 }
 
-/// A kick: an eventfd that does not block when it is read.
+/// A kick: an eventfd that does not block when it is read. `None` if it is
+/// none.
 pub(super) fn kick(file: File) -> io::Result<Option<EventFd>> {
+    let Some(file) = event(file)? else {
+        return Ok(None);
+    };
     let flags = fcntl_getfl(&file)?;
     fcntl_setfl(&file, flags | OFlags::NONBLOCK)?;
-    event(file)
+    // SAFETY: the descriptor is open and owned by `file`, which gives it up.
+    Ok(Some(unsafe { EventFd::from_raw_fd(file.into_raw_fd()) }))
 }
 
 /// A call or an error: an eventfd as it is, for the front end reads it.
 /// `None` if it is none.
-pub(super) fn event(file: File) -> io::Result<Option<EventFd>> {
-    if !is_anonymous(&file)? {
-        return Ok(None);
-    }
-    // SAFETY: the descriptor is open and owned by `file`, which gives it up.
-    Ok(Some(unsafe { EventFd::from_raw_fd(file.into_raw_fd()) }))
+pub(super) fn event(file: File) -> io::Result<Option<File>> {
+    Ok(is_anonymous(&file)?.then_some(file))
 }

@@ -1,10 +1,12 @@
 //! A ring's interrupt: the call that the front end has given, which it may
 //! replace at any time, and the error that tells of a broken ring.
 
+use std::fs::File;
 use std::io;
 use std::sync::{Arc, OnceLock, PoisonError, RwLock, Weak};
 
-use vmm_sys_util::eventfd::EventFd;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::{Errno, read, write};
 
 use crate::virtio::{Interrupt, Notifier};
 
@@ -12,8 +14,8 @@ use crate::virtio::{Interrupt, Notifier};
 /// reads messages.
 #[derive(Debug, Default)]
 pub(super) struct Line {
-    call: RwLock<Option<EventFd>>,
-    error: RwLock<Option<EventFd>>,
+    call: RwLock<Option<Arc<File>>>,
+    error: RwLock<Option<Arc<File>>>,
     notifier: OnceLock<Weak<Notifier>>,
 }
 
@@ -28,13 +30,19 @@ impl Line {
     }
 
     /// Has `event` rung from now on; `None`: the front end polls.
-    pub(super) fn set_call(&self, event: Option<EventFd>) {
-        *self.call.write().unwrap_or_else(PoisonError::into_inner) = event;
+    pub(super) fn set_call(&self, event: Option<File>) {
+        *self.call.write().unwrap_or_else(PoisonError::into_inner) = event.map(Arc::new);
     }
 
     /// Has `event` rung when the ring is broken.
-    pub(super) fn set_error(&self, event: Option<EventFd>) {
-        *self.error.write().unwrap_or_else(PoisonError::into_inner) = event;
+    pub(super) fn set_error(&self, event: Option<File>) {
+        *self.error.write().unwrap_or_else(PoisonError::into_inner) = event.map(Arc::new);
+    }
+
+    /// Frees a worker that waits for the front end to take its interrupts.
+    pub(super) fn unblock(&self) {
+        unblock(&self.call);
+        unblock(&self.error);
     }
 
     fn is_broken(&self) -> bool {
@@ -43,12 +51,29 @@ impl Line {
     }
 }
 
-fn ring(event: &RwLock<Option<EventFd>>) -> io::Result<()> {
-    let event = event.read().unwrap_or_else(PoisonError::into_inner);
-    match event.as_ref().map(|event| event.write(1)) {
+/// Which event is behind it now. The lock is not held while that is rung: it
+/// may block.
+fn current(event: &RwLock<Option<Arc<File>>>) -> Option<Arc<File>> {
+    event.read().unwrap_or_else(PoisonError::into_inner).clone()
+}
+
+fn ring(event: &RwLock<Option<Arc<File>>>) -> io::Result<()> {
+    match current(event).map(|event| write(&*event, &1_u64.to_ne_bytes())) {
         // so often rung that once more says nothing
-        Some(Err(error)) if error.kind() != io::ErrorKind::WouldBlock => Err(error),
+        Some(Err(error)) if error != Errno::AGAIN => Err(error.into()),
         _ => Ok(()),
+    }
+}
+
+/// Empties an event that has no room, so that whoever rings it goes on. Only a
+/// front end that fills its own event can bring that about.
+fn unblock(event: &RwLock<Option<Arc<File>>>) {
+    let Some(event) = current(event) else { return };
+    let mut room = [PollFd::new(&*event, PollFlags::OUT)];
+    if let Ok(0) = poll(&mut room, Some(&Timespec::default())) {
+        tracing::debug!("an event without room is emptied");
+        // it is full, and therefore not waited for
+        let _ = read(&*event, &mut [0; 8]);
     }
 }
 

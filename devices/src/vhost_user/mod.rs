@@ -33,6 +33,10 @@
 //! A ring's base is told when its worker has given the queue back: what was in
 //! flight is finished, and what was taken and not served is available again.
 //!
+//! BACKEND_REQ is not offered: `vhost` has no way to send the one message that
+//! devices here would have for it, a changed configuration. The call is rung
+//! in its place, and a driver that looks finds the new values.
+//!
 //! A message that makes no sense, or that cannot be carried out, is logged and
 //! ends the connection; so does a front end that goes away. Rings are stopped,
 //! the device is reset, the memory is unmapped, and the socket listens again.

@@ -12,7 +12,7 @@ use vhost::VhostBackend;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::guest::{Guest, IN, Session, memory_file, request, rung, status};
-use super::program::Program;
+use super::program::{Program, eventually};
 
 const DISK: &str = "blk,path=DISK,queue-size=128";
 
@@ -150,6 +150,27 @@ fn a_broken_ring_rings_its_error_and_is_mended_by_a_reset() {
     drop(session);
 
     assert!(told);
+    is_served(&program);
+}
+
+#[test]
+fn a_front_end_that_fills_its_own_call_holds_nothing_up() {
+    let program = Program::serve(&[DISK], 1 << 20);
+    let mut guest = Guest::new(1);
+    guest.rings[0].call = EventFd::new(0).unwrap();
+    let mut session = Session::connect(&program, 0);
+    session.start(&guest);
+
+    // the most that an eventfd counts: the next one who rings it waits
+    guest.rings[0].call.write(u64::MAX - 1).unwrap();
+    request(&mut guest, 0, 0, IN, 0);
+    guest.kick(0);
+    eventually("used chain", || guest.take(0).is_some());
+    let base = session.frontend.get_vring_base(0).unwrap();
+    drop(session);
+
+    assert_eq!(base, 1);
+    assert!(program.count("an event without room is emptied") > 0);
     is_served(&program);
 }
 
