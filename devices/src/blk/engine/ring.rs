@@ -14,7 +14,6 @@ use io_uring::{IoUring, opcode, squeue, types};
 use libc::iovec;
 use slab::Slab;
 use swiotlb::{InFlight, PoolMemory, Segment};
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::blk::op::Op;
 use crate::blk::sys::{Direction, vectors};
@@ -61,7 +60,6 @@ unsafe impl Send for Slot {}
 /// See the module.
 pub(super) struct Ring {
     ring: IoUring,
-    event: EventFd,
     slots: Slab<Slot>,
     /// A sync is on its way.
     syncing: bool,
@@ -77,19 +75,14 @@ impl Ring {
     /// # Errors
     /// ENOSYS, EPERM: the host has no io_uring, or not for this process.
     pub(super) fn new(entries: u32) -> io::Result<Self> {
-        let event = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
         let ring = IoUring::builder()
             .dontfork()
             .setup_coop_taskrun()
             .build(entries)
             // kernels before 5.19 do not know the flag
             .or_else(|_| IoUring::builder().dontfork().build(entries))?;
-        // its "async" sort is silent about what completes on this very thread
-        // while it sleeps: direct I/O does
-        ring.submitter().register_eventfd(event.as_raw_fd())?;
         Ok(Ring {
             ring,
-            event,
             slots: Slab::new(),
             syncing: false,
             registered: Vec::new(),
@@ -128,10 +121,12 @@ impl Ring {
         Ok(())
     }
 
-    /// Becomes readable when something was completed; [`Ring::reap`] quiets it.
+    /// Readable while there is something to reap: the ring's own descriptor,
+    /// which needs no system call to be quieted, and no event file that the
+    /// kernel writes to at each completion.
     pub(super) fn event(&self) -> BorrowedFd<'_> {
-        // SAFETY: `event`, borrowed for as long as the result, keeps it open.
-        unsafe { BorrowedFd::borrow_raw(self.event.as_raw_fd()) }
+        // SAFETY: `ring`, borrowed for as long as the result, keeps it open.
+        unsafe { BorrowedFd::borrow_raw(self.ring.as_raw_fd()) }
     }
 
     /// How many requests and syncs the kernel has, or is to be given.
@@ -236,8 +231,6 @@ impl Ring {
 
     /// Takes what is complete. The event is quiet until there is more.
     pub(super) fn reap(&mut self, completions: &mut Vec<Completion>) {
-        // nothing there is no error; what comes after this rings again
-        let _ = self.event.read();
         for entry in self.ring.completion() {
             let result = match entry.result() {
                 failed @ ..0 => Err(io::Error::from_raw_os_error(-failed)),
