@@ -34,13 +34,13 @@ const NULL_MAX: u64 = 1 << 60;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum EngineKind {
-    /// `io-uring` for a disk that goes past the host's page cache, where the
-    /// host has it; otherwise `sync`.
+    /// `io-uring` where the host has it; otherwise `sync`.
     #[default]
     Auto,
     /// System calls, one after the other.
     Sync,
-    /// io_uring: many requests at a time, submitted by one system call.
+    /// io_uring: many requests at a time, submitted by one system call. What the
+    /// host's page cache has is moved in line.
     IoUring,
 }
 

@@ -31,6 +31,7 @@ mod malformed;
 mod null;
 mod requests;
 mod resized;
+mod speed;
 mod write_cache;
 
 use std::os::unix::fs::{FileExt, MetadataExt};

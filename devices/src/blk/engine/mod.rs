@@ -54,11 +54,10 @@ pub(super) fn probe_io_uring() -> io::Result<()> {
 ///
 /// # Errors
 /// As [`probe_io_uring`], where nothing else will do.
-pub(super) fn choose(wanted: EngineKind, direct: bool) -> io::Result<EngineKind> {
+pub(super) fn choose(wanted: EngineKind) -> io::Result<EngineKind> {
     match wanted {
         EngineKind::Sync => Ok(EngineKind::Sync),
         EngineKind::IoUring => probe_io_uring().map(|()| EngineKind::IoUring),
-        EngineKind::Auto if !direct => Ok(EngineKind::Sync),
         EngineKind::Auto => Ok(match probe_io_uring() {
             Ok(()) => EngineKind::IoUring,
             Err(error) => {

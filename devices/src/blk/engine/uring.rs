@@ -1,5 +1,8 @@
 //! Requests carried out by io_uring: a batch is one system call, and completes
 //! in any order.
+//!
+//! What the page cache has needs no ring: it is moved in line, as a system call
+//! does it. The ring is for what has to wait.
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -16,7 +19,7 @@ use crate::blk::image::Image;
 use crate::blk::op::Op;
 use crate::blk::request::{Request, Status};
 use crate::blk::stats::BlkStats;
-use crate::blk::sys::Direction;
+use crate::blk::sys::{self, Direction, Wait};
 
 /// The image by way of the page cache, among the ring's files.
 const CACHED: u32 = 0;
@@ -37,6 +40,11 @@ pub(in crate::blk) struct Uring {
     syncing: Vec<InFlight<Op>>,
     /// The pool was registered, or cannot be.
     prepared: bool,
+    /// Where the file system does not tell whether a move has to wait: reads on
+    /// tmpfs, writes on ext4.
+    blind: Vec<Direction>,
+    /// The request that is being started is the only one.
+    alone: bool,
 }
 
 impl Uring {
@@ -59,6 +67,8 @@ impl Uring {
             unsynced: Vec::new(),
             syncing: Vec::new(),
             prepared: false,
+            blind: Vec::new(),
+            alone: false,
         })
     }
 
@@ -74,6 +84,7 @@ impl Uring {
     }
 
     pub(super) fn submit(&mut self, batch: Vec<Mapped<Op>>) {
+        self.alone = batch.len() == 1 && self.in_flight() == 0;
         for mapped in batch {
             self.start(mapped.submit());
         }
@@ -108,7 +119,36 @@ impl Uring {
             skip: 0,
             len,
         };
-        self.ring.start(flight, asked);
+        match self.move_in_line(&flight, &asked) {
+            Some(result) => self.moved(flight, asked, result),
+            None => self.ring.start(flight, asked),
+        }
+    }
+
+    /// Moves what the page cache has or takes. `None` where that would have to
+    /// wait for the disk.
+    fn move_in_line(&mut self, flight: &InFlight<Op>, asked: &Move) -> Option<io::Result<u64>> {
+        let (image, direction) = (&self.image, asked.direction);
+        let attempt = |wait| {
+            let (skip, offset) = (asked.skip, asked.offset);
+            sys::transfer(image.file(), direction, flight, skip, offset, wait)
+        };
+        if asked.file != CACHED {
+            return None;
+        }
+        if !self.blind.contains(&direction) {
+            match attempt(Wait::No) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return None,
+                Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {
+                    self.blind.push(direction);
+                }
+                result => return Some(result),
+            }
+        }
+        // writes go into the cache, which seldom waits; a read alone gains
+        // nothing by a hop to a thread of the ring's
+        let in_line = direction == Direction::Write || self.alone;
+        in_line.then(|| attempt(Wait::Yes))
     }
 
     fn file_for(&self, offset: u64, len: u64) -> u32 {
