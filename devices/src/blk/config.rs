@@ -34,7 +34,7 @@ const NULL_MAX: u64 = 1 << 60;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum EngineKind {
-    /// `io-uring` where the host has it; otherwise `sync`.
+    /// `io-uring` where the host has it; otherwise `threads`.
     #[default]
     Auto,
     /// System calls, one after the other.
@@ -42,6 +42,9 @@ pub enum EngineKind {
     /// io_uring: many requests at a time, submitted by one system call. What the
     /// host's page cache has is moved in line.
     IoUring,
+    /// System calls by four threads for each queue. What the host's page cache
+    /// has is moved in line.
+    Threads,
 }
 
 /// A disk as its user describes it.

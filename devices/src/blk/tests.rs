@@ -5,6 +5,8 @@ macro_rules! on_every_engine {
     ($($name:ident)*) => {
         on_every_engine! { @mod cached_sync, On::new(EngineKind::Sync, false), $($name)* }
         on_every_engine! { @mod cached_io_uring, On::new(EngineKind::IoUring, false), $($name)* }
+        on_every_engine! { @mod cached_threads, On::new(EngineKind::Threads, false), $($name)* }
+        on_every_engine! { @mod direct_threads, On::new(EngineKind::Threads, true), $($name)* }
         on_every_engine! { @mod direct_sync, On::new(EngineKind::Sync, true), $($name)* }
         on_every_engine! { @mod direct_io_uring, On::new(EngineKind::IoUring, true), $($name)* }
     };

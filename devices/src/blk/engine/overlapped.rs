@@ -1,8 +1,8 @@
-//! Requests carried out by io_uring: a batch is one system call, and completes
-//! in any order.
+//! Requests carried out many at a time, by io_uring or by threads: a batch
+//! completes in any order.
 //!
-//! What the page cache has needs no ring: it is moved in line, as a system call
-//! does it. The ring is for what has to wait.
+//! What the page cache has needs neither: it is moved in line, as a system call
+//! does it. The ring and the threads are for what has to wait.
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -12,8 +12,10 @@ use swiotlb::{InFlight, Mapped, PoolMemory};
 
 use super::BATCH;
 use super::extents;
+use super::moves::{CACHED, Completion, DIRECT, Move, Mover};
 use super::outcome::{Outcomes, ended_early};
-use super::ring::{Completion, Move, Ring};
+use super::ring::Ring;
+use super::threads::Threads;
 use crate::blk::cache::Durability;
 use crate::blk::image::Image;
 use crate::blk::op::Op;
@@ -21,14 +23,9 @@ use crate::blk::request::{Request, Status};
 use crate::blk::stats::BlkStats;
 use crate::blk::sys::{self, Direction, Wait};
 
-/// The image by way of the page cache, among the ring's files.
-const CACHED: u32 = 0;
-/// The image past the page cache.
-const DIRECT: u32 = 1;
-
 /// See the module.
-pub(in crate::blk) struct Uring {
-    ring: Ring,
+pub(in crate::blk) struct Overlapped {
+    mover: Mover,
     image: Arc<Image>,
     stats: Arc<BlkStats>,
     durability: Durability,
@@ -47,8 +44,12 @@ pub(in crate::blk) struct Uring {
     alone: bool,
 }
 
-impl Uring {
-    pub(super) fn new(
+impl Overlapped {
+    /// With io_uring.
+    ///
+    /// # Errors
+    /// No ring, for want of it or of permission.
+    pub(super) fn on_ring(
         image: Arc<Image>,
         stats: Arc<BlkStats>,
         durability: Durability,
@@ -57,8 +58,26 @@ impl Uring {
         let ring = Ring::new(u32::try_from(2 * BATCH).unwrap_or(128))?;
         let direct = image.direct_file().unwrap_or(image.file());
         ring.register_files(&[image.file(), direct])?;
-        Ok(Uring {
-            ring,
+        let mover = Mover::Ring(Box::new(ring));
+        Ok(Overlapped::on(mover, image, stats, durability))
+    }
+
+    /// With threads.
+    ///
+    /// # Errors
+    /// No thread.
+    pub(super) fn on_threads(
+        image: Arc<Image>,
+        stats: Arc<BlkStats>,
+        durability: Durability,
+    ) -> io::Result<Self> {
+        let mover = Mover::Threads(Threads::new(&image)?);
+        Ok(Overlapped::on(mover, image, stats, durability))
+    }
+
+    fn on(mover: Mover, image: Arc<Image>, stats: Arc<BlkStats>, durability: Durability) -> Self {
+        Overlapped {
+            mover,
             outcomes: Outcomes::new(Arc::clone(&image)),
             image,
             stats,
@@ -69,7 +88,7 @@ impl Uring {
             prepared: false,
             blind: Vec::new(),
             alone: false,
-        })
+        }
     }
 
     /// Registers the pool that requests' data lies in, once.
@@ -77,8 +96,10 @@ impl Uring {
         if std::mem::replace(&mut self.prepared, true) {
             return;
         }
-        let memory = pool();
-        if let Err(error) = self.ring.register_memory(memory) {
+        let Mover::Ring(ring) = &mut self.mover else {
+            return;
+        };
+        if let Err(error) = ring.register_memory(pool()) {
             tracing::info!(%error, "the bounce pool cannot be registered; its pages are looked up each time");
         }
     }
@@ -121,7 +142,7 @@ impl Uring {
         };
         match self.move_in_line(&flight, &asked) {
             Some(result) => self.moved(flight, asked, result),
-            None => self.ring.start(flight, asked),
+            None => self.mover.start(flight, asked),
         }
     }
 
@@ -146,7 +167,7 @@ impl Uring {
             }
         }
         // writes go into the cache, which seldom waits; a read alone gains
-        // nothing by a hop to a thread of the ring's
+        // nothing by a hop to another thread
         let in_line = direction == Direction::Write || self.alone;
         in_line.then(|| attempt(Wait::Yes))
     }
@@ -177,10 +198,10 @@ impl Uring {
             if self.syncing.is_empty() && !self.unsynced.is_empty() {
                 std::mem::swap(&mut self.syncing, &mut self.unsynced);
                 self.stats.count_sync();
-                self.ring.sync(CACHED);
+                self.mover.sync();
             }
-            self.ring.submit();
-            self.ring.reap(&mut completions);
+            self.mover.submit();
+            self.mover.reap(&mut completions);
             if completions.is_empty() {
                 return;
             }
@@ -229,7 +250,7 @@ impl Uring {
                     len,
                     ..asked
                 };
-                self.ring.start(flight, rest);
+                self.mover.start(flight, rest);
             }
             _ => {
                 self.outcomes.note(&mut flight, asked.skip, Err(error));
@@ -246,17 +267,17 @@ impl Uring {
     /// Requests that are not complete.
     pub(super) fn in_flight(&self) -> usize {
         // a sync is not a request's own
-        self.ring.in_flight() + self.unsynced.len() + self.syncing.len()
+        self.mover.in_flight() + self.unsynced.len() + self.syncing.len()
     }
 
     pub(super) fn event(&self) -> BorrowedFd<'_> {
-        self.ring.event()
+        self.mover.event()
     }
 
     pub(super) fn settle(&mut self) {
         self.go_on();
         while self.in_flight() > 0 {
-            self.ring.wait();
+            self.mover.wait();
             self.go_on();
         }
     }

@@ -15,6 +15,7 @@ use libc::iovec;
 use slab::Slab;
 use swiotlb::{InFlight, PoolMemory, Segment};
 
+use super::moves::{Completion, Move};
 use crate::blk::op::Op;
 use crate::blk::sys::{Direction, vectors};
 
@@ -22,29 +23,6 @@ use crate::blk::sys::{Direction, vectors};
 const SYNC: u64 = u64::MAX;
 /// Between two tries to give the kernel requests that it does not take.
 const PAUSE: Duration = Duration::from_millis(1);
-
-/// A move of bytes between an image and a request's memory.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Move {
-    pub direction: Direction,
-    /// Which of the registered files.
-    pub file: u32,
-    /// Where in the file.
-    pub offset: u64,
-    /// Bytes of the request's memory before the move's.
-    pub skip: u64,
-    /// Bytes to be moved.
-    pub len: u64,
-}
-
-/// What the kernel has completed.
-#[expect(clippy::large_enum_variant, reason = "almost all are moves")]
-pub(super) enum Completion {
-    /// A move: its request, what was asked for, and how many bytes were moved.
-    Moved(InFlight<Op>, Move, io::Result<u64>),
-    /// A sync.
-    Synced(io::Result<()>),
-}
 
 struct Slot {
     flight: InFlight<Op>,

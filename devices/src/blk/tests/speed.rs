@@ -74,7 +74,7 @@ impl Course {
 #[test]
 #[ignore = "a measurement"]
 fn of_each_engine_on_cached_data() {
-    let engines = [EngineKind::Sync, EngineKind::IoUring];
+    let engines = [EngineKind::Sync, EngineKind::IoUring, EngineKind::Threads];
     for (name, kind) in [
         ("read", blk::VIRTIO_BLK_T_IN),
         ("write", blk::VIRTIO_BLK_T_OUT),
