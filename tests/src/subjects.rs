@@ -11,7 +11,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use devices::blk::BlkConfig;
+use devices::blk::{BlkConfig, EngineKind};
 use devices::console::{ConsoleConfig, ConsoleDevice};
 use devices::registry::DeviceSpec;
 use devices::rng::RngConfig;
@@ -47,6 +47,20 @@ pub const SUBJECTS: &[Subject] = &[
     Subject {
         kind: "blk",
         make: make_direct_disk,
+        queue: 0,
+        request: disk_request,
+        is_answer: is_disk_answer,
+    },
+    Subject {
+        kind: "blk",
+        make: make_synchronous_disk,
+        queue: 0,
+        request: disk_request,
+        is_answer: is_disk_answer,
+    },
+    Subject {
+        kind: "blk",
+        make: make_limited_disk,
         queue: 0,
         request: disk_request,
         is_answer: is_disk_answer,
@@ -128,6 +142,25 @@ fn make_disk(stand: &Stand, number: u32) -> Box<dyn Device> {
 fn make_direct_disk(stand: &Stand, number: u32) -> Box<dyn Device> {
     configured(BlkConfig {
         direct: true,
+        ..BlkConfig::new(disk_image(stand, number))
+    })
+}
+
+/// A disk by system calls, one by one.
+fn make_synchronous_disk(stand: &Stand, number: u32) -> Box<dyn Device> {
+    configured(BlkConfig {
+        engine: EngineKind::Sync,
+        ..BlkConfig::new(disk_image(stand, number))
+    })
+}
+
+/// A disk past the page cache, by threads, whose guest now and then has to wait.
+fn make_limited_disk(stand: &Stand, number: u32) -> Box<dyn Device> {
+    configured(BlkConfig {
+        engine: EngineKind::Threads,
+        direct: true,
+        operations_per_second: Some(5000),
+        operations_burst: Some(20),
         ..BlkConfig::new(disk_image(stand, number))
     })
 }

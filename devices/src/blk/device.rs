@@ -75,11 +75,10 @@ impl BlkDevice {
     /// An image that cannot be served.
     pub fn open(spec: BlkSpec) -> Result<Self, ImageError> {
         let medium = Medium::open(&spec)?;
-        let engine =
-            engine::choose(spec.engine, spec.direct).map_err(|source| ImageError::NoIoUring {
-                path: medium.name(),
-                source,
-            })?;
+        let engine = engine::choose(spec.engine).map_err(|source| ImageError::NoIoUring {
+            path: medium.name(),
+            source,
+        })?;
         let spec = BlkSpec { engine, ..spec };
         let shape = medium.shape();
         tracing::info!(

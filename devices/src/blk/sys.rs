@@ -49,20 +49,37 @@ pub(super) enum Direction {
     Write,
 }
 
+/// Whether a call may wait for the host's disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Wait {
+    /// As long as it takes.
+    Yes,
+    /// Only what the page cache has, or takes at once, is moved. Linux
+    /// preadv2(2), RWF_NOWAIT
+    No,
+}
+
 /// Moves bytes between the image at `offset` and the memory of `flight` from
 /// its byte `skip` on, in one system call; returns how many were moved, 0 at
 /// the end of the image or of the memory. Reading needs memory that was mapped
 /// with [`swiotlb::Access::Write`].
 ///
 /// # Errors
-/// What the host said, EFAULT for memory that is gone included.
+/// What the host said, EFAULT for memory that is gone included. With
+/// [`Wait::No`] EAGAIN where it would have to wait, and EOPNOTSUPP where it
+/// cannot tell.
 pub(super) fn transfer<T>(
     file: &File,
     direction: Direction,
     flight: &InFlight<T>,
     skip: u64,
     offset: u64,
+    wait: Wait,
 ) -> io::Result<u64> {
+    let flags = match wait {
+        Wait::Yes => 0,
+        Wait::No => libc::RWF_NOWAIT,
+    };
     let vectors = vectors(flight.segments(), skip);
     let offset = off_t::try_from(offset).map_err(|_| io::ErrorKind::InvalidInput)?;
     let count = c_int::try_from(vectors.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
@@ -74,8 +91,8 @@ pub(super) fn transfer<T>(
     // memory where the kernel writes; read-only memory makes it say EFAULT.
     let moved = retry(|| unsafe {
         match direction {
-            Direction::Read => libc::preadv(fd, vectors, count, offset),
-            Direction::Write => libc::pwritev(fd, vectors, count, offset),
+            Direction::Read => libc::preadv2(fd, vectors, count, offset, flags),
+            Direction::Write => libc::pwritev2(fd, vectors, count, offset, flags),
         }
     })?;
     Ok(moved)

@@ -5,6 +5,8 @@ macro_rules! on_every_engine {
     ($($name:ident)*) => {
         on_every_engine! { @mod cached_sync, On::new(EngineKind::Sync, false), $($name)* }
         on_every_engine! { @mod cached_io_uring, On::new(EngineKind::IoUring, false), $($name)* }
+        on_every_engine! { @mod cached_threads, On::new(EngineKind::Threads, false), $($name)* }
+        on_every_engine! { @mod direct_threads, On::new(EngineKind::Threads, true), $($name)* }
         on_every_engine! { @mod direct_sync, On::new(EngineKind::Sync, true), $($name)* }
         on_every_engine! { @mod direct_io_uring, On::new(EngineKind::IoUring, true), $($name)* }
     };
@@ -31,6 +33,7 @@ mod malformed;
 mod null;
 mod requests;
 mod resized;
+mod speed;
 mod write_cache;
 
 use std::os::unix::fs::{FileExt, MetadataExt};

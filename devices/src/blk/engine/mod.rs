@@ -7,11 +7,13 @@
 //! checks: its part of the image exists.
 
 mod extents;
+mod moves;
 mod null;
 mod outcome;
+mod overlapped;
 mod ring;
 mod sync;
-mod uring;
+mod threads;
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -25,8 +27,8 @@ use super::medium::Medium;
 use super::op::Op;
 use super::stats::BlkStats;
 use null::Null;
+use overlapped::Overlapped;
 use sync::Sync;
-use uring::Uring;
 
 /// Most requests that a queue gives to its engine at once. A reset waits for
 /// no more than these.
@@ -36,8 +38,8 @@ const BATCH: usize = 64;
 pub(super) enum Engine {
     /// System calls, one after the other.
     Sync(Sync, Need),
-    /// io_uring.
-    Uring(Box<Uring>, Need),
+    /// io_uring or threads: many at a time.
+    Overlapped(Box<Overlapped>, Need),
     /// Nothing is carried out.
     Null(Null, Need),
 }
@@ -54,16 +56,15 @@ pub(super) fn probe_io_uring() -> io::Result<()> {
 ///
 /// # Errors
 /// As [`probe_io_uring`], where nothing else will do.
-pub(super) fn choose(wanted: EngineKind, direct: bool) -> io::Result<EngineKind> {
+pub(super) fn choose(wanted: EngineKind) -> io::Result<EngineKind> {
     match wanted {
-        EngineKind::Sync => Ok(EngineKind::Sync),
+        EngineKind::Sync | EngineKind::Threads => Ok(wanted),
         EngineKind::IoUring => probe_io_uring().map(|()| EngineKind::IoUring),
-        EngineKind::Auto if !direct => Ok(EngineKind::Sync),
         EngineKind::Auto => Ok(match probe_io_uring() {
             Ok(()) => EngineKind::IoUring,
             Err(error) => {
-                tracing::warn!(%error, "no io_uring on this host; requests are carried out one by one");
-                EngineKind::Sync
+                tracing::warn!(%error, "no io_uring on this host; threads stand in for it");
+                EngineKind::Threads
             }
         }),
     }
@@ -89,8 +90,12 @@ impl Engine {
         };
         Ok(match kind {
             EngineKind::IoUring => {
-                let engine = Uring::new(image, stats, durability)?;
-                Engine::Uring(Box::new(engine), need)
+                let engine = Overlapped::on_ring(image, stats, durability)?;
+                Engine::Overlapped(Box::new(engine), need)
+            }
+            EngineKind::Threads => {
+                let engine = Overlapped::on_threads(image, stats, durability)?;
+                Engine::Overlapped(Box::new(engine), need)
             }
             EngineKind::Auto | EngineKind::Sync => {
                 Engine::Sync(Sync::new(image, stats, durability), need)
@@ -101,7 +106,7 @@ impl Engine {
     /// What it needs of a request's memory.
     pub(super) fn need(&self) -> Need {
         match self {
-            Engine::Sync(_, need) | Engine::Uring(_, need) | Engine::Null(_, need) => *need,
+            Engine::Sync(_, need) | Engine::Overlapped(_, need) | Engine::Null(_, need) => *need,
         }
     }
 
@@ -109,8 +114,10 @@ impl Engine {
     /// data path known where that is of use.
     pub(super) fn prepare(&mut self, dma: &mut Dma) {
         match self {
-            Engine::Uring(engine, need) if need.pinned => engine.register(|| dma.pool_memory()),
-            Engine::Sync(..) | Engine::Uring(..) | Engine::Null(..) => {}
+            Engine::Overlapped(engine, need) if need.pinned => {
+                engine.register(|| dma.pool_memory())
+            }
+            Engine::Sync(..) | Engine::Overlapped(..) | Engine::Null(..) => {}
         }
     }
 
@@ -119,7 +126,7 @@ impl Engine {
     pub(super) fn submit(&mut self, batch: Vec<Mapped<Op>>) {
         match self {
             Engine::Sync(engine, _) => engine.submit(batch),
-            Engine::Uring(engine, _) => engine.submit(batch),
+            Engine::Overlapped(engine, _) => engine.submit(batch),
             Engine::Null(engine, _) => engine.submit(batch),
         }
     }
@@ -128,7 +135,7 @@ impl Engine {
     pub(super) fn reap(&mut self) -> Vec<InFlight<Op>> {
         match self {
             Engine::Sync(engine, _) => engine.reap(),
-            Engine::Uring(engine, _) => engine.reap(),
+            Engine::Overlapped(engine, _) => engine.reap(),
             Engine::Null(engine, _) => engine.reap(),
         }
     }
@@ -138,7 +145,7 @@ impl Engine {
         match self {
             // they have completed everything when `submit` returns
             Engine::Sync(..) | Engine::Null(..) => BATCH,
-            Engine::Uring(engine, _) => BATCH.saturating_sub(engine.in_flight()),
+            Engine::Overlapped(engine, _) => BATCH.saturating_sub(engine.in_flight()),
         }
     }
 
@@ -146,7 +153,7 @@ impl Engine {
     pub(super) fn in_flight(&self) -> usize {
         match self {
             Engine::Sync(..) | Engine::Null(..) => 0,
-            Engine::Uring(engine, _) => engine.in_flight(),
+            Engine::Overlapped(engine, _) => engine.in_flight(),
         }
     }
 
@@ -155,7 +162,7 @@ impl Engine {
     pub(super) fn event(&self) -> Option<BorrowedFd<'_>> {
         match self {
             Engine::Sync(..) | Engine::Null(..) => None,
-            Engine::Uring(engine, _) => Some(engine.event()),
+            Engine::Overlapped(engine, _) => Some(engine.event()),
         }
     }
 
@@ -164,7 +171,7 @@ impl Engine {
     pub(super) fn settle(&mut self) {
         match self {
             Engine::Sync(..) | Engine::Null(..) => {}
-            Engine::Uring(engine, _) => engine.settle(),
+            Engine::Overlapped(engine, _) => engine.settle(),
         }
     }
 }

@@ -14,8 +14,8 @@ use io_uring::{IoUring, opcode, squeue, types};
 use libc::iovec;
 use slab::Slab;
 use swiotlb::{InFlight, PoolMemory, Segment};
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use super::moves::{Completion, Move};
 use crate::blk::op::Op;
 use crate::blk::sys::{Direction, vectors};
 
@@ -23,29 +23,6 @@ use crate::blk::sys::{Direction, vectors};
 const SYNC: u64 = u64::MAX;
 /// Between two tries to give the kernel requests that it does not take.
 const PAUSE: Duration = Duration::from_millis(1);
-
-/// A move of bytes between an image and a request's memory.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Move {
-    pub direction: Direction,
-    /// Which of the registered files.
-    pub file: u32,
-    /// Where in the file.
-    pub offset: u64,
-    /// Bytes of the request's memory before the move's.
-    pub skip: u64,
-    /// Bytes to be moved.
-    pub len: u64,
-}
-
-/// What the kernel has completed.
-#[expect(clippy::large_enum_variant, reason = "almost all are moves")]
-pub(super) enum Completion {
-    /// A move: its request, what was asked for, and how many bytes were moved.
-    Moved(InFlight<Op>, Move, io::Result<u64>),
-    /// A sync.
-    Synced(io::Result<()>),
-}
 
 struct Slot {
     flight: InFlight<Op>,
@@ -61,7 +38,6 @@ unsafe impl Send for Slot {}
 /// See the module.
 pub(super) struct Ring {
     ring: IoUring,
-    event: EventFd,
     slots: Slab<Slot>,
     /// A sync is on its way.
     syncing: bool,
@@ -77,19 +53,14 @@ impl Ring {
     /// # Errors
     /// ENOSYS, EPERM: the host has no io_uring, or not for this process.
     pub(super) fn new(entries: u32) -> io::Result<Self> {
-        let event = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
         let ring = IoUring::builder()
             .dontfork()
             .setup_coop_taskrun()
             .build(entries)
             // kernels before 5.19 do not know the flag
             .or_else(|_| IoUring::builder().dontfork().build(entries))?;
-        // its "async" sort is silent about what completes on this very thread
-        // while it sleeps: direct I/O does
-        ring.submitter().register_eventfd(event.as_raw_fd())?;
         Ok(Ring {
             ring,
-            event,
             slots: Slab::new(),
             syncing: false,
             registered: Vec::new(),
@@ -128,10 +99,12 @@ impl Ring {
         Ok(())
     }
 
-    /// Becomes readable when something was completed; [`Ring::reap`] quiets it.
+    /// Readable while there is something to reap: the ring's own descriptor,
+    /// which needs no system call to be quieted, and no event file that the
+    /// kernel writes to at each completion.
     pub(super) fn event(&self) -> BorrowedFd<'_> {
-        // SAFETY: `event`, borrowed for as long as the result, keeps it open.
-        unsafe { BorrowedFd::borrow_raw(self.event.as_raw_fd()) }
+        // SAFETY: `ring`, borrowed for as long as the result, keeps it open.
+        unsafe { BorrowedFd::borrow_raw(self.ring.as_raw_fd()) }
     }
 
     /// How many requests and syncs the kernel has, or is to be given.
@@ -236,8 +209,6 @@ impl Ring {
 
     /// Takes what is complete. The event is quiet until there is more.
     pub(super) fn reap(&mut self, completions: &mut Vec<Completion>) {
-        // nothing there is no error; what comes after this rings again
-        let _ = self.event.read();
         for entry in self.ring.completion() {
             let result = match entry.result() {
                 failed @ ..0 => Err(io::Error::from_raw_os_error(-failed)),

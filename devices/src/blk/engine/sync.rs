@@ -14,7 +14,7 @@ use crate::blk::image::Image;
 use crate::blk::op::Op;
 use crate::blk::request::{Request, Status};
 use crate::blk::stats::BlkStats;
-use crate::blk::sys::{self, Direction};
+use crate::blk::sys::{self, Direction, Wait};
 
 /// See the module.
 pub(in crate::blk) struct Sync {
@@ -98,7 +98,7 @@ impl Sync {
         let mut moved = 0;
         while moved < len {
             let file = self.image.file_for(offset + moved, len - moved);
-            match sys::transfer(file, direction, flight, moved, offset + moved) {
+            match sys::transfer(file, direction, flight, moved, offset + moved, Wait::Yes) {
                 Ok(0) => return (moved, Err(ended_early())),
                 Ok(count) => moved += count,
                 Err(error) => return (moved, Err(error)),

@@ -1,5 +1,8 @@
-//! Requests carried out by io_uring: a batch is one system call, and completes
-//! in any order.
+//! Requests carried out many at a time, by io_uring or by threads: a batch
+//! completes in any order.
+//!
+//! What the page cache has needs neither: it is moved in line, as a system call
+//! does it. The ring and the threads are for what has to wait.
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -9,23 +12,20 @@ use swiotlb::{InFlight, Mapped, PoolMemory};
 
 use super::BATCH;
 use super::extents;
+use super::moves::{CACHED, Completion, DIRECT, Move, Mover};
 use super::outcome::{Outcomes, ended_early};
-use super::ring::{Completion, Move, Ring};
+use super::ring::Ring;
+use super::threads::Threads;
 use crate::blk::cache::Durability;
 use crate::blk::image::Image;
 use crate::blk::op::Op;
 use crate::blk::request::{Request, Status};
 use crate::blk::stats::BlkStats;
-use crate::blk::sys::Direction;
-
-/// The image by way of the page cache, among the ring's files.
-const CACHED: u32 = 0;
-/// The image past the page cache.
-const DIRECT: u32 = 1;
+use crate::blk::sys::{self, Direction, Wait};
 
 /// See the module.
-pub(in crate::blk) struct Uring {
-    ring: Ring,
+pub(in crate::blk) struct Overlapped {
+    mover: Mover,
     image: Arc<Image>,
     stats: Arc<BlkStats>,
     durability: Durability,
@@ -37,10 +37,19 @@ pub(in crate::blk) struct Uring {
     syncing: Vec<InFlight<Op>>,
     /// The pool was registered, or cannot be.
     prepared: bool,
+    /// Where the file system does not tell whether a move has to wait: reads on
+    /// tmpfs, writes on ext4.
+    blind: Vec<Direction>,
+    /// The request that is being started is the only one.
+    alone: bool,
 }
 
-impl Uring {
-    pub(super) fn new(
+impl Overlapped {
+    /// With io_uring.
+    ///
+    /// # Errors
+    /// No ring, for want of it or of permission.
+    pub(super) fn on_ring(
         image: Arc<Image>,
         stats: Arc<BlkStats>,
         durability: Durability,
@@ -49,8 +58,26 @@ impl Uring {
         let ring = Ring::new(u32::try_from(2 * BATCH).unwrap_or(128))?;
         let direct = image.direct_file().unwrap_or(image.file());
         ring.register_files(&[image.file(), direct])?;
-        Ok(Uring {
-            ring,
+        let mover = Mover::Ring(Box::new(ring));
+        Ok(Overlapped::on(mover, image, stats, durability))
+    }
+
+    /// With threads.
+    ///
+    /// # Errors
+    /// No thread.
+    pub(super) fn on_threads(
+        image: Arc<Image>,
+        stats: Arc<BlkStats>,
+        durability: Durability,
+    ) -> io::Result<Self> {
+        let mover = Mover::Threads(Threads::new(&image)?);
+        Ok(Overlapped::on(mover, image, stats, durability))
+    }
+
+    fn on(mover: Mover, image: Arc<Image>, stats: Arc<BlkStats>, durability: Durability) -> Self {
+        Overlapped {
+            mover,
             outcomes: Outcomes::new(Arc::clone(&image)),
             image,
             stats,
@@ -59,7 +86,9 @@ impl Uring {
             unsynced: Vec::new(),
             syncing: Vec::new(),
             prepared: false,
-        })
+            blind: Vec::new(),
+            alone: false,
+        }
     }
 
     /// Registers the pool that requests' data lies in, once.
@@ -67,13 +96,16 @@ impl Uring {
         if std::mem::replace(&mut self.prepared, true) {
             return;
         }
-        let memory = pool();
-        if let Err(error) = self.ring.register_memory(memory) {
+        let Mover::Ring(ring) = &mut self.mover else {
+            return;
+        };
+        if let Err(error) = ring.register_memory(pool()) {
             tracing::info!(%error, "the bounce pool cannot be registered; its pages are looked up each time");
         }
     }
 
     pub(super) fn submit(&mut self, batch: Vec<Mapped<Op>>) {
+        self.alone = batch.len() == 1 && self.in_flight() == 0;
         for mapped in batch {
             self.start(mapped.submit());
         }
@@ -108,7 +140,36 @@ impl Uring {
             skip: 0,
             len,
         };
-        self.ring.start(flight, asked);
+        match self.move_in_line(&flight, &asked) {
+            Some(result) => self.moved(flight, asked, result),
+            None => self.mover.start(flight, asked),
+        }
+    }
+
+    /// Moves what the page cache has or takes. `None` where that would have to
+    /// wait for the disk.
+    fn move_in_line(&mut self, flight: &InFlight<Op>, asked: &Move) -> Option<io::Result<u64>> {
+        let (image, direction) = (&self.image, asked.direction);
+        let attempt = |wait| {
+            let (skip, offset) = (asked.skip, asked.offset);
+            sys::transfer(image.file(), direction, flight, skip, offset, wait)
+        };
+        if asked.file != CACHED {
+            return None;
+        }
+        if !self.blind.contains(&direction) {
+            match attempt(Wait::No) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return None,
+                Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {
+                    self.blind.push(direction);
+                }
+                result => return Some(result),
+            }
+        }
+        // writes go into the cache, which seldom waits; a read alone gains
+        // nothing by a hop to another thread
+        let in_line = direction == Direction::Write || self.alone;
+        in_line.then(|| attempt(Wait::Yes))
     }
 
     fn file_for(&self, offset: u64, len: u64) -> u32 {
@@ -137,10 +198,10 @@ impl Uring {
             if self.syncing.is_empty() && !self.unsynced.is_empty() {
                 std::mem::swap(&mut self.syncing, &mut self.unsynced);
                 self.stats.count_sync();
-                self.ring.sync(CACHED);
+                self.mover.sync();
             }
-            self.ring.submit();
-            self.ring.reap(&mut completions);
+            self.mover.submit();
+            self.mover.reap(&mut completions);
             if completions.is_empty() {
                 return;
             }
@@ -189,7 +250,7 @@ impl Uring {
                     len,
                     ..asked
                 };
-                self.ring.start(flight, rest);
+                self.mover.start(flight, rest);
             }
             _ => {
                 self.outcomes.note(&mut flight, asked.skip, Err(error));
@@ -206,17 +267,17 @@ impl Uring {
     /// Requests that are not complete.
     pub(super) fn in_flight(&self) -> usize {
         // a sync is not a request's own
-        self.ring.in_flight() + self.unsynced.len() + self.syncing.len()
+        self.mover.in_flight() + self.unsynced.len() + self.syncing.len()
     }
 
     pub(super) fn event(&self) -> BorrowedFd<'_> {
-        self.ring.event()
+        self.mover.event()
     }
 
     pub(super) fn settle(&mut self) {
         self.go_on();
         while self.in_flight() > 0 {
-            self.ring.wait();
+            self.mover.wait();
             self.go_on();
         }
     }
