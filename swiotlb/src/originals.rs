@@ -3,6 +3,8 @@
 
 use vm_memory::{GuestAddress, GuestMemory, Permissions, VolatileSlice};
 
+use crate::segment;
+
 /// A byte of an original that cannot be reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OrigFault {
@@ -25,6 +27,15 @@ pub trait Originals {
     /// # Errors
     /// [`OrigFault`]; bytes before the fault have been copied.
     fn copy_back(&self, address: u64, bounce: &VolatileSlice<'_>) -> Result<(), OrigFault>;
+
+    /// Hears that `len` bytes at `address` are about to be copied in. An
+    /// embedder whose memory is at hand has the processor bring them near while
+    /// slots are looked for: the locks on the way there and back let no copy
+    /// begin before the one in front of it is done. Nothing is read.
+    #[inline(always)]
+    fn expect_copy_in(&self, address: u64, len: u64) {
+        let _ = (address, len);
+    }
 }
 
 /// One contiguous window of guest memory: what a guest mapped 1:1 has.
@@ -65,6 +76,14 @@ impl Originals for Window<'_> {
         let original = self.part(address, bounce.len())?;
         bounce.copy_to_volatile_slice(original);
         Ok(())
+    }
+
+    #[inline(always)]
+    fn expect_copy_in(&self, address: u64, len: u64) {
+        let len = usize::try_from(len).unwrap_or(usize::MAX);
+        if let Ok(original) = self.part(address, len) {
+            segment::bring_near(&original);
+        }
     }
 }
 

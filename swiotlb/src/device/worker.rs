@@ -207,6 +207,9 @@ impl Worker {
             Decision::Bounce { reason, dma } => (reason, dma),
         };
         self.trace(len, dma);
+        if self.device.constraints().fills(direction) {
+            originals.expect_copy_in(address, len);
+        }
         let asking = Asking::of(address, len, direction, attrs);
         let (pool, slots) = self.take(&asking, reason)?;
         // freed again where the copy fails, or where it panics

@@ -3,6 +3,7 @@
 #[path = "../../src/segment.rs"]
 mod real;
 
+pub(crate) use real::bring_near;
 pub use real::{Segment, Segments};
 use vm_memory::VolatileSlice;
 

@@ -173,6 +173,39 @@ fn v63_each_byte_is_fetched_once_and_stays_as_it_was() {
     assert_eq!(guest.ram.read(0x100, len), b"flipped by a guest");
 }
 
+/// Guest memory that notes which copies it was told of.
+struct Told(std::cell::RefCell<Vec<(u64, u64)>>);
+
+impl Originals for Told {
+    fn copy_in(&self, _: u64, _: &vm_memory::VolatileSlice<'_>) -> Result<(), OrigFault> {
+        Ok(())
+    }
+
+    fn copy_back(&self, _: u64, _: &vm_memory::VolatileSlice<'_>) -> Result<(), OrigFault> {
+        Ok(())
+    }
+
+    fn expect_copy_in(&self, address: u64, len: u64) {
+        self.0.borrow_mut().push((address, len));
+    }
+}
+
+#[test]
+fn memory_is_told_of_what_will_be_copied_in_and_of_nothing_else() {
+    let allocator = default_pool();
+    let constraints = DeviceConstraints {
+        consumer: Consumer::Declaring,
+        ..forced()
+    };
+    let worker = worker(&allocator, constraints, 0);
+    let told = Told(Vec::new().into());
+    for (address, direction) in [(0x100, Direction::ToDevice), (0x200, Direction::FromDevice)] {
+        let mapping = worker.map(&told, address, 64, direction, &Attrs::default());
+        mapping.unwrap().unmap(&told).unwrap();
+    }
+    assert_eq!(told.0.into_inner(), [(0x100, 64)]);
+}
+
 #[test]
 fn a_consumer_that_states_what_it_wrote_is_shown_no_original_and_changes_nothing_else() {
     let allocator = default_pool();

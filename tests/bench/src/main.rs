@@ -8,6 +8,7 @@
 
 mod bursts;
 mod figures;
+mod lab_dma;
 mod processors;
 mod report;
 mod swiotlb;
@@ -30,17 +31,26 @@ struct Cli {
 enum Bench {
     /// The bounce buffers of the crate swiotlb, beside allocate-copy-free and memcpy
     Swiotlb(swiotlb::Options),
+    /// A Xen guest's requests by granted-data map, copy and adaptive, in the lab
+    LabDma(lab_dma::Options),
 }
 
 /// What every bench takes.
 #[derive(Args, Clone, Debug)]
-pub struct Common {
+pub struct Output {
     /// Fails where a gate does not hold
     #[arg(long)]
     check: bool,
     /// Also writes every figure to this file
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+}
+
+/// What every bench takes whose contenders are in this process.
+#[derive(Args, Clone, Debug)]
+pub struct Common {
+    #[command(flatten)]
+    output: Output,
     /// Bursts of each contender; the gates want at least 21
     #[arg(long, value_name = "N", default_value_t = 21, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     bursts: u32,
@@ -53,7 +63,7 @@ impl Common {
     /// The gates are stated for a number of bursts.
     fn validate(&self) -> anyhow::Result<()> {
         anyhow::ensure!(
-            !self.check || self.bursts >= 21,
+            !self.output.check || self.bursts >= 21,
             "--check wants --bursts of at least 21, not {}",
             self.bursts
         );
@@ -64,6 +74,7 @@ impl Common {
 fn main() -> ExitCode {
     let done = match Cli::parse().bench {
         Bench::Swiotlb(options) => swiotlb::run(&options),
+        Bench::LabDma(options) => lab_dma::run(&options),
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,

@@ -98,13 +98,13 @@ impl<Row: Serialize> Report<Row> {
         }
         println!();
     }
+}
 
-    /// Writes it to a file.
-    ///
-    /// # Errors
-    /// Where the file cannot be written.
-    pub fn write(&self, file: &Path) -> anyhow::Result<()> {
-        let text = serde_json::to_string_pretty(self)?;
-        std::fs::write(file, text + "\n").with_context(|| format!("writing {}", file.display()))
-    }
+/// Writes what a bench has to report to a file.
+///
+/// # Errors
+/// Where the file cannot be written.
+pub fn write(file: &Path, report: &impl Serialize) -> anyhow::Result<()> {
+    let text = serde_json::to_string_pretty(report)?;
+    std::fs::write(file, text + "\n").with_context(|| format!("writing {}", file.display()))
 }

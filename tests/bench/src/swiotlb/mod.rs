@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use crate::Common;
 use crate::bursts::Plan;
-use crate::report::Report;
+use crate::report::{self, Report};
 use crate::table::{Column, Table, cell, nanoseconds, ratio};
 use cases::Case;
 use others::Target;
@@ -116,8 +116,8 @@ pub fn run(options: &Options) -> anyhow::Result<bool> {
     })?;
     println!();
 
-    if let Some(file) = &common.json {
-        report.write(file)?;
+    if let Some(file) = &common.output.json {
+        report::write(file, &report)?;
     }
     anyhow::ensure!(!report.rows.is_empty(), "nothing of that name is measured");
     for miss in &missed {
@@ -130,7 +130,7 @@ pub fn run(options: &Options) -> anyhow::Result<bool> {
         Row::Other(_) => 0,
     });
     println!("{} of {} gates missed", missed.len(), judged.sum::<usize>());
-    Ok(missed.is_empty() || !common.check)
+    Ok(missed.is_empty() || !common.output.check)
 }
 
 fn pair_cells(row: &pairs::Row) -> [String; 14] {
