@@ -28,10 +28,11 @@ pub trait Originals {
     /// [`OrigFault`]; bytes before the fault have been copied.
     fn copy_back(&self, address: u64, bounce: &VolatileSlice<'_>) -> Result<(), OrigFault>;
 
-    /// Hears that `len` bytes at `address` are about to be copied in. An
-    /// embedder whose memory is at hand has the processor bring them near while
-    /// slots are looked for: the locks on the way there and back let no copy
-    /// begin before the one in front of it is done. Nothing is read.
+    /// Hears that `len` bytes at `address` are about to be copied in, for a
+    /// device that only reads them. An embedder whose memory is at hand has the
+    /// processor bring them near while slots are looked for: the locks on the
+    /// way there and back let no copy begin before the one in front of it is
+    /// done. Nothing is read.
     #[inline(always)]
     fn expect_copy_in(&self, address: u64, len: u64) {
         let _ = (address, len);

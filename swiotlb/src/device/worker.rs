@@ -207,7 +207,8 @@ impl Worker {
             Decision::Bounce { reason, dma } => (reason, dma),
         };
         self.trace(len, dma);
-        if self.device.constraints().fills(direction) {
+        // where bytes are copied back, too, it costs more than it saves
+        if direction == Direction::ToDevice {
             originals.expect_copy_in(address, len);
         }
         let asking = Asking::of(address, len, direction, attrs);
