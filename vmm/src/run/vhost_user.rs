@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use devices::blk::ImageError;
 use devices::registry::{DeviceSpec, OpenError};
-use devices::vhost_user::{Server, ServerError};
+use devices::vhost_user::backend::{Server, ServerError};
 use devices::virtio::Device;
 use devices::virtio::worker::with_causes;
 use signal_hook::consts::{SIGINT, SIGTERM};

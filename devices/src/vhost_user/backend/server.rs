@@ -13,8 +13,8 @@ use vhost::vhost_user::{BackendReqHandler, Error};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::backend::Backend;
 use super::error::ServerError;
+use super::messages::Backend;
 use crate::virtio::Device;
 use crate::virtio::worker::with_causes;
 
