@@ -5,17 +5,21 @@
 pub(crate) use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 pub(crate) use std::sync::{Arc, OnceLock};
 
-/// How often a taken lock is tried again before its holder is given the
-/// processor. Critical sections take some ten nanoseconds.
-const SPINS: u32 = 128;
+/// How long a waiter stays away from a taken lock at first, and in the end:
+/// pauses of the processor, about a microsecond of them.
+const PAUSES: std::ops::RangeInclusive<u32> = 64..=256;
 
 /// A lock for sections of a few nanoseconds, without system calls or
 /// allocation in them.
 ///
 /// Unlocking is a plain store. A lock that can sleep pays for a second atomic
-/// exchange on every unlock, which at 512 bytes costs more than the copy. Where
-/// its holder has lost the processor a waiter yields its own instead of
-/// spinning on.
+/// exchange on every unlock, which at 512 bytes costs more than the copy.
+///
+/// A waiter stays away for a while before it tries again: each look at the lock
+/// takes its cache line from the holder, and the area's lines go back and forth
+/// with every mapping. Meanwhile the holder's thread maps and unmaps several
+/// times with all of them at hand. Where the holder may have lost the processor
+/// the waiter yields its own.
 #[derive(Debug, Default)]
 pub(crate) struct Mutex<T>(spin::mutex::SpinMutex<T>);
 
@@ -39,16 +43,19 @@ impl<T> Mutex<T> {
 
     #[cold]
     fn wait(&self) -> MutexGuard<'_, T> {
+        let mut pauses = *PAUSES.start();
         loop {
-            for _ in 0..SPINS {
-                if !self.0.is_locked()
-                    && let Some(guard) = self.0.try_lock()
-                {
-                    return guard;
-                }
+            for _ in 0..pauses {
                 std::hint::spin_loop();
             }
-            std::thread::yield_now();
+            if let Some(guard) = self.0.try_lock() {
+                return guard;
+            }
+            if pauses < *PAUSES.end() {
+                pauses *= 2;
+            } else {
+                std::thread::yield_now();
+            }
         }
     }
 }

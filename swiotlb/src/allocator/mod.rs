@@ -86,8 +86,10 @@ impl Default for Settings {
     }
 }
 
-/// Pools and their counters.
+/// Pools and their counters. On cache lines of its own, as is all that every
+/// mapping reads.
 #[derive(Debug)]
+#[repr(align(128))]
 pub struct Allocator {
     settings: Settings,
     space: AddressSpace,

@@ -64,8 +64,10 @@ pub(crate) struct Refusals {
 }
 
 /// The highest number of slots in use at once. One word for all areas, and so
-/// a word that all workers write: recorded on request only.
+/// a word that all workers write: recorded on request only, and on a cache line
+/// that holds nothing else that they read.
 #[derive(Debug)]
+#[repr(align(128))]
 pub(crate) struct Hiwater {
     enabled: bool,
     used: AtomicU64,
@@ -87,7 +89,9 @@ impl Hiwater {
         if self.enabled {
             let slots = u64::from(slots);
             let used = self.used.fetch_add(slots, Ordering::Relaxed) + slots;
-            self.highest.fetch_max(used, Ordering::Relaxed);
+            if used > self.highest.load(Ordering::Relaxed) {
+                self.highest.fetch_max(used, Ordering::Relaxed);
+            }
         }
     }
 

@@ -26,8 +26,10 @@ use crate::constraints::{Consumer, DeviceConstraints};
 use crate::error::Error;
 use crate::sync::{Arc, AtomicBool, AtomicU64, Ordering, SlowMutex};
 
-/// A device that is attached to an allocator.
+/// A device that is attached to an allocator. On cache lines of its own, as is
+/// all that every mapping reads.
 #[derive(Debug)]
+#[repr(align(128))]
 pub struct Device {
     constraints: DeviceConstraints,
     allocator: Arc<Allocator>,
@@ -45,8 +47,14 @@ pub struct Device {
     /// known to anybody.
     had_transient: AtomicBool,
     /// What each worker mapped without bouncing.
-    direct: SlowMutex<Vec<Arc<AtomicU64>>>,
+    direct: SlowMutex<Vec<Arc<DirectMaps>>>,
 }
+
+/// Mappings of a worker that were not bounced, on a cache line that no other
+/// worker writes.
+#[derive(Debug)]
+#[repr(align(128))]
+struct DirectMaps(AtomicU64);
 
 impl Device {
     /// Attaches a device.
@@ -120,14 +128,14 @@ impl Device {
     /// Mappings of it that were not bounced.
     pub fn maps_direct(&self) -> u64 {
         let counts = self.direct.lock();
-        counts.iter().map(|n| n.load(Ordering::Relaxed)).sum()
+        counts.iter().map(|n| n.0.load(Ordering::Relaxed)).sum()
     }
 
     /// A worker, which maps from one thread at a time and starts looking at
     /// the area that `hint` names. Workers with different hints do not wait
     /// for each other.
     pub fn worker(self: &Arc<Self>, hint: usize) -> Worker {
-        let direct = Arc::new(AtomicU64::new(0));
+        let direct = Arc::new(DirectMaps(AtomicU64::new(0)));
         self.direct.lock().push(Arc::clone(&direct));
         Worker::new(Arc::clone(self), hint, direct)
     }

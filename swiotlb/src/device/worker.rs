@@ -7,7 +7,7 @@ use std::ops::Deref;
 use crate::constraints::capable;
 use crate::device::decision::Decision;
 use crate::device::slots::{PoolRef, Slots};
-use crate::device::{Attrs, Bounced, Device, Direct, Lease, Mapping};
+use crate::device::{Attrs, Bounced, Device, Direct, DirectMaps, Lease, Mapping};
 use crate::direction::Direction;
 use crate::error::Error;
 use crate::originals::Originals;
@@ -16,7 +16,7 @@ use crate::pool::area::{Head, Owner, Policy};
 use crate::pool::placement::{Asked, Placement};
 use crate::reason::Reason;
 use crate::sizing::SEGMENT_SIZE;
-use crate::sync::{Arc, AtomicU64, Ordering};
+use crate::sync::{Arc, Ordering};
 
 /// Maps for a device, from one thread at a time.
 ///
@@ -26,7 +26,7 @@ pub struct Worker {
     device: Arc<Device>,
     hint: usize,
     /// Mappings that were not bounced. Written here alone: a plain store.
-    direct: Arc<AtomicU64>,
+    direct: Arc<DirectMaps>,
     _one_thread_at_a_time: PhantomData<Cell<()>>,
 }
 
@@ -98,7 +98,7 @@ impl Asking {
 }
 
 impl Worker {
-    pub(super) fn new(device: Arc<Device>, hint: usize, direct: Arc<AtomicU64>) -> Self {
+    pub(super) fn new(device: Arc<Device>, hint: usize, direct: Arc<DirectMaps>) -> Self {
         Worker {
             device,
             hint,
@@ -196,8 +196,8 @@ impl Worker {
     ) -> Result<Mapping<H>, Error> {
         let (reason, dma) = match self.device.decide(address, len, direction, attrs)? {
             Decision::Direct(dma) => {
-                let count = self.direct.load(Ordering::Relaxed);
-                self.direct.store(count + 1, Ordering::Relaxed);
+                let count = self.direct.0.load(Ordering::Relaxed);
+                self.direct.0.store(count + 1, Ordering::Relaxed);
                 return Ok(Mapping::Direct(Direct {
                     dma,
                     len,

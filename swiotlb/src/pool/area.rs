@@ -59,13 +59,31 @@ pub(crate) enum Owner {
     Leaving,
 }
 
-/// 128 slots.
-#[derive(Clone, Copy, Debug)]
+/// 128 slots and the records of what is in them.
+///
+/// On cache lines of its own, or its area's threads and whoever has the memory
+/// beside it take them from each other. The first record is in the line of the
+/// maps: where a thread has one mapping at a time, that is all it touches.
+#[derive(Debug)]
+#[repr(C, align(128))]
 struct Segment {
     /// A one for each free slot. Those behind the pool's end are never free.
     free: u128,
     /// A one for each slot that is the first of a mapping.
     heads: u128,
+    /// Of the mappings, by their first slots.
+    records: [Option<Head>; SEGMENT_SLOTS as usize],
+}
+
+impl Default for Segment {
+    /// One without slots.
+    fn default() -> Self {
+        Segment {
+            free: 0,
+            heads: 0,
+            records: [None; SEGMENT_SLOTS as usize],
+        }
+    }
 }
 
 /// What one area has seen, under its lock.
@@ -82,7 +100,7 @@ pub(crate) struct AreaStats {
     pub maps: [u64; Reason::COUNT],
 }
 
-/// Slots, and the records of what is in them.
+/// The slots of an area and what they have seen.
 ///
 /// In this order: with the lock before it, what a search reads is one cache
 /// line, and what is counted for most mappings the next one. Threads that share
@@ -91,7 +109,8 @@ pub(crate) struct AreaStats {
 #[repr(C)]
 pub(crate) struct AreaState {
     segments: Box<[Segment]>,
-    heads: Box<[Option<Head>]>,
+    /// Slots there are.
+    slots: u32,
     used: u32,
     /// No segment below this one has a free slot.
     lowest: u32,
@@ -117,14 +136,9 @@ pub(crate) struct Closed;
 impl Area {
     /// An area of free slots.
     pub(crate) fn new(slots: u32) -> Result<Self, Error> {
-        let count = slots.div_ceil(SEGMENT_SLOTS);
-        let segments = (0..count).map(|segment| Segment {
-            free: bits::run((slots - segment * SEGMENT_SLOTS).min(SEGMENT_SLOTS)),
-            heads: 0,
-        });
         let state = AreaState {
-            segments: collect(segments, count)?,
-            heads: collect((0..slots).map(|_| None), slots)?,
+            segments: segments(slots)?,
+            slots,
             used: 0,
             lowest: 0,
             cursor: 0,
@@ -166,7 +180,7 @@ impl AreaState {
         }
         let slots = placement.slots;
         // as many slots as the area has, the ones behind a short end included
-        if u64::from(self.used) + u64::from(slots) > self.heads.len() as u64 {
+        if slots > self.slots - self.used {
             return Ok(None);
         }
         let found = match policy {
@@ -176,18 +190,19 @@ impl AreaState {
         let Some((index, bit)) = found else {
             return Ok(None);
         };
-        let first = first_slot(index) + bit;
-        let segment = self.segments.get_mut(index as usize);
-        let (Some(segment), Some(place)) = (segment, self.heads.get_mut(first as usize)) else {
+        let Some(segment) = self.segments.get_mut(index as usize) else {
+            return Ok(None);
+        };
+        let Some(record) = segment.records.get_mut(bit as usize) else {
             return Ok(None);
         };
         segment.free &= !bits::span(bit, slots);
         segment.heads |= 1 << bit;
         head.slots = u8::try_from(slots).unwrap_or(u8::MAX); // at most 128
         self.stats.count(&head);
-        *place = Some(head);
+        *record = Some(head);
         self.used += slots;
-        Ok(Some(first))
+        Ok(Some(first_slot(index) + bit))
     }
 
     #[inline(always)]
@@ -230,11 +245,7 @@ impl AreaState {
                 (candidates != 0).then(|| (index, candidates.trailing_zeros()))
             })?;
         let next = first_slot(found) + bit + slots;
-        self.cursor = if (next as usize) < self.heads.len() {
-            next
-        } else {
-            0
-        };
+        self.cursor = if next < self.slots { next } else { 0 };
         Some((found, bit))
     }
 
@@ -248,14 +259,16 @@ impl AreaState {
         // the last first slot at or below this one
         let below = segment.heads & bits::run(bit + 1);
         let first = below.checked_ilog2()?;
+        let head = (*segment.records.get(first as usize)?)?;
         let first = slot - bit + first;
-        let head = (*self.heads.get(first as usize)?)?;
         (slot < first + u32::from(head.slots)).then_some((first, head))
     }
 
     /// The record of the mapping that starts with slot `first`, to be changed.
     pub(crate) fn head_mut(&mut self, first: u32) -> Option<&mut Head> {
-        self.heads.get_mut(first as usize)?.as_mut()
+        let segment = self.segments.get_mut((first / SEGMENT_SLOTS) as usize)?;
+        let record = segment.records.get_mut((first % SEGMENT_SLOTS) as usize)?;
+        record.as_mut()
     }
 
     /// Frees the mapping that starts with slot `first`. Returns its record, or
@@ -264,8 +277,8 @@ impl AreaState {
     pub(crate) fn release(&mut self, first: u32) -> Option<Head> {
         let index = first / SEGMENT_SLOTS;
         let segment = self.segments.get_mut(index as usize)?;
-        let head = self.heads.get_mut(first as usize)?.take()?;
         let bit = first % SEGMENT_SLOTS;
+        let head = segment.records.get_mut(bit as usize)?.take()?;
         segment.free |= bits::span(bit, u32::from(head.slots));
         segment.heads &= !(1 << bit);
         self.used -= u32::from(head.slots);
@@ -294,7 +307,7 @@ impl AreaState {
 
     /// The longest run of free slots.
     pub(crate) fn longest_free_run(&self) -> u32 {
-        if self.used as usize == self.heads.len() {
+        if self.used == self.slots {
             return 0;
         }
         let runs = self
@@ -353,12 +366,19 @@ fn first_slot(segment: u32) -> u32 {
     segment * SEGMENT_SLOTS
 }
 
-/// As `collect`, with an error where memory is short: sizes come from options.
-fn collect<T>(items: impl Iterator<Item = T>, count: u32) -> Result<Box<[T]>, Error> {
-    let mut list = Vec::new();
-    let bytes = u64::from(count) * size_of::<T>() as u64;
-    list.try_reserve_exact(count as usize)
+/// The segments of `slots` free slots, with an error where memory is short:
+/// sizes come from options.
+fn segments(slots: u32) -> Result<Box<[Segment]>, Error> {
+    let count = slots.div_ceil(SEGMENT_SLOTS);
+    let mut segments = Vec::new();
+    let bytes = u64::from(count) * size_of::<Segment>() as u64;
+    segments
+        .try_reserve_exact(count as usize)
         .map_err(|_| Error::NoMemory { bytes, os_error: 0 })?;
-    list.extend(items);
-    Ok(list.into())
+    // where they will be: each is some kilobytes, which stacks need not have
+    segments.resize_with(count as usize, Segment::default);
+    for (first, segment) in (0..).step_by(SEGMENT_SLOTS as usize).zip(&mut segments) {
+        segment.free = bits::run((slots - first).min(SEGMENT_SLOTS));
+    }
+    Ok(segments.into())
 }

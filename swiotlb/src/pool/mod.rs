@@ -16,7 +16,11 @@ use placement::Placement;
 
 /// A bus-addressable range of memory with its slots and areas. Whole from the
 /// start: there is no state in which one of its parts is missing.
+///
+/// Every mapping reads it: on cache lines of its own, as what is beside it in
+/// memory may be written by another thread all the time.
 #[derive(Debug)]
+#[repr(align(128))]
 pub(crate) struct Pool {
     memory: PoolMemory,
     bus: Bus,

@@ -160,8 +160,11 @@ impl Guest {
     }
 }
 
-/// Addresses one after the other, over and over.
+/// Addresses one after the other, over and over. On cache lines of its own: it
+/// moves with every operation, and its neighbour in memory may be another
+/// thread's.
 #[derive(Clone)]
+#[repr(align(128))]
 pub struct Walk {
     start: u64,
     end: u64,
