@@ -37,6 +37,15 @@ pub trait Originals {
     fn expect_copy_in(&self, address: u64, len: u64) {
         let _ = (address, len);
     }
+
+    /// Hears that `len` bytes at `address` will be copied back and are not
+    /// copied in. An embedder whose memory is at hand has the processor bring
+    /// them near, or the lock that frees their slots waits for the copy's last
+    /// line. Nothing is read or written.
+    #[inline(always)]
+    fn expect_copy_back(&self, address: u64, len: u64) {
+        let _ = (address, len);
+    }
 }
 
 /// One contiguous window of guest memory: what a guest mapped 1:1 has.
@@ -84,6 +93,14 @@ impl Originals for Window<'_> {
         let len = usize::try_from(len).unwrap_or(usize::MAX);
         if let Ok(original) = self.part(address, len) {
             segment::bring_near(&original);
+        }
+    }
+
+    #[inline(always)]
+    fn expect_copy_back(&self, address: u64, len: u64) {
+        let len = usize::try_from(len).unwrap_or(usize::MAX);
+        if let Ok(original) = self.part(address, len) {
+            segment::bring_near_to_write(&original);
         }
     }
 }

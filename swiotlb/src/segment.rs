@@ -145,12 +145,33 @@ pub(crate) fn bring_near(slice: &VolatileSlice<'_>) {
     }
 }
 
+/// As [`bring_near`], for memory that is about to be written; of less than two
+/// such beginnings it is not worth its price.
+#[inline(always)]
+pub(crate) fn bring_near_to_write(slice: &VolatileSlice<'_>) {
+    if slice.len() < 2 * AHEAD {
+        return;
+    }
+    let start = slice.ptr_guard_mut().as_ptr();
+    for offset in (0..AHEAD).step_by(LINE) {
+        hint_write(start.wrapping_add(offset));
+    }
+}
+
 #[cfg(all(target_arch = "x86_64", not(miri)))]
 #[inline(always)]
 fn hint(line: *const u8) {
     use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
     // SAFETY: at no address does it fault, and it changes no memory.
     unsafe { _mm_prefetch::<_MM_HINT_T0>(line.cast()) }
+}
+
+#[cfg(all(target_arch = "x86_64", not(miri)))]
+#[inline(always)]
+fn hint_write(line: *const u8) {
+    use std::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
+    // SAFETY: at no address does it fault, and it changes no memory.
+    unsafe { _mm_prefetch::<_MM_HINT_ET0>(line.cast()) }
 }
 
 #[cfg(all(target_arch = "aarch64", not(miri)))]
@@ -165,6 +186,23 @@ fn hint(line: *const u8) {
         );
     }
 }
+
+#[cfg(all(target_arch = "aarch64", not(miri)))]
+#[inline(always)]
+fn hint_write(line: *const u8) {
+    // SAFETY: at no address does it fault, and it changes no memory.
+    unsafe {
+        std::arch::asm!(
+            "prfm pstl1keep, [{line}]",
+            line = in(reg) line,
+            options(nostack, preserves_flags, readonly)
+        );
+    }
+}
+
+#[cfg(any(miri, not(any(target_arch = "x86_64", target_arch = "aarch64"))))]
+#[inline(always)]
+fn hint_write(_: *const u8) {}
 
 #[cfg(any(miri, not(any(target_arch = "x86_64", target_arch = "aarch64"))))]
 #[inline(always)]

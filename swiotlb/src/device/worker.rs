@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::marker::PhantomData;
 use std::ops::Deref;
 
-use crate::constraints::capable;
+use crate::constraints::{Consumer, capable};
 use crate::device::decision::Decision;
 use crate::device::slots::{PoolRef, Slots};
 use crate::device::{Attrs, Bounced, Device, Direct, DirectMaps, Lease, Mapping};
@@ -207,9 +207,13 @@ impl Worker {
             Decision::Bounce { reason, dma } => (reason, dma),
         };
         self.trace(len, dma);
-        // where bytes are copied back, too, it costs more than it saves
-        if direction == Direction::ToDevice {
-            originals.expect_copy_in(address, len);
+        // where bytes are copied both ways it costs more than it saves
+        match direction {
+            Direction::ToDevice => originals.expect_copy_in(address, len),
+            Direction::FromDevice if self.device.constraints().consumer == Consumer::Declaring => {
+                originals.expect_copy_back(address, len);
+            }
+            _ => {}
         }
         let asking = Asking::of(address, len, direction, attrs);
         let (pool, slots) = self.take(&asking, reason)?;

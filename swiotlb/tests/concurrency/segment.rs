@@ -3,8 +3,8 @@
 #[path = "../../src/segment.rs"]
 mod real;
 
-pub(crate) use real::bring_near;
 pub use real::{Segment, Segments};
+pub(crate) use real::{bring_near, bring_near_to_write};
 use vm_memory::VolatileSlice;
 
 /// Writes zeroes over `slice`.
