@@ -6,7 +6,7 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{ArgGroup, Args, Parser, Subcommand};
 use xen::{DomId, Host};
 
 use crate::check;
@@ -36,7 +36,8 @@ info,vmm::discovery=trace) goes before the configuration's log level.";
 enum Exit {
     Done = 0,
     Failed = 1,
-    // 2 is clap's
+    /// What clap ends with, too.
+    Usage = 2,
     Configuration = 3,
     Host = 4,
     Running = 5,
@@ -48,6 +49,7 @@ impl From<Exit> for ExitCode {
         ExitCode::from(match exit {
             Exit::Done => 0,
             Exit::Failed => 1,
+            Exit::Usage => 2,
             Exit::Configuration => 3,
             Exit::Host => 4,
             Exit::Running => 5,
@@ -144,6 +146,7 @@ struct StatusArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(group = ArgGroup::new("devices").args(["disk", "device"]).multiple(true))]
 struct RunArgs {
     /// The guest's number.
     #[arg(long, value_name = "N")]
@@ -160,14 +163,15 @@ struct RunArgs {
     /// Where the first device without mmio= has its registers; each further
     /// one follows at 0x200 bytes.
     #[arg(long, value_name = "ADDRESS", default_value = "0x2000000",
-          value_parser = run::parse_mmio)]
+          value_parser = run::parse_mmio, requires = "devices")]
     mmio: u64,
     /// The interrupt of the first device without irq=, an SPI's number in the
     /// interrupt controller (from 32); each further one has the next.
-    #[arg(long, value_name = "N", default_value = "33", value_parser = run::parse_irq)]
+    #[arg(long, value_name = "N", default_value = "33", value_parser = run::parse_irq,
+          requires = "devices")]
     irq: u32,
     /// Devices without grants= have the guest use grants.
-    #[arg(long)]
+    #[arg(long, requires = "devices")]
     grants: bool,
     /// Whether the guest is mapped 1:1, as Xen makes it with `direct-map` in
     /// its device tree. Without it, what the configuration says counts, then
@@ -220,7 +224,7 @@ fn run_one(args: RunArgs) -> Exit {
     let devices = args.disk.into_iter().chain(args.device).collect();
     match run::scope(DomId(args.domid), devices, places, args.direct_mapped) {
         Ok(scope) => serve(args.serve, scope),
-        Err(error) => complain(&error, Exit::Failed),
+        Err(error) => complain(&error, Exit::Usage),
     }
 }
 
@@ -264,7 +268,7 @@ fn serve_sockets(args: VhostUserArgs) -> Exit {
     }
     let sockets = match vhost_user::pair(args.socket, args.device) {
         Ok(sockets) => sockets,
-        Err(error) => return complain(&error, Exit::Failed),
+        Err(error) => return complain(&error, Exit::Usage),
     };
     match vhost_user::serve(sockets) {
         Ok(()) => Exit::Done,
@@ -402,6 +406,16 @@ mod tests {
         assert_eq!((args.domid, args.disk.len(), args.device.len()), (5, 2, 1));
         assert_eq!((args.mmio, args.irq, args.grants), (0x0200_0400, 33, true));
         assert_eq!(args.device[0].mmio, Some(0x0a00_0000));
+    }
+
+    #[test]
+    fn places_without_devices_are_refused() {
+        for option in ["--mmio=0x2000000", "--irq=40", "--grants"] {
+            let refused = Cli::try_parse_from(["xen-dm", "run", "--domid", "5", option]);
+
+            let error = refused.unwrap_err().to_string();
+            assert!(error.contains("--disk"), "{option}: {error}");
+        }
     }
 
     #[test]

@@ -99,6 +99,15 @@ fn a_guest_has_to_be_named() {
 }
 
 #[test]
+fn devices_in_one_place_are_a_wrong_command_line() {
+    let output = xen_dm(&["run", "--domid=5", "--disk=/a,irq=40", "--disk=/b,irq=40"]);
+
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(2), "{text}");
+    assert!(text.contains("device 2 has interrupt 40"), "{text}");
+}
+
+#[test]
 fn check_says_the_same_in_text_and_in_json_and_ends_with_its_verdicts_code() {
     let (text, json) = (xen_dm(&["check"]), xen_dm(&["check", "--json"]));
 

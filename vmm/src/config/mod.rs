@@ -207,6 +207,21 @@ impl Config {
             let message = format!("{seconds} is not from {first} to {last}");
             return Err(BadValue::new(["stop-warning-seconds"], message));
         }
+        let state_dir = &self.state_dir;
+        if !state_dir.is_absolute() {
+            let message = format!("{} is no absolute path", state_dir.display());
+            return Err(BadValue::new(["state-dir"], message));
+        }
+        let bytes = state_dir.join(CONTROL_SOCKET).as_os_str().len();
+        if self.control_socket.is_none() && bytes > SOCKET_PATH {
+            let message = format!(
+                "{} is too long a path for the socket in it, by {} bytes: name one with \
+                 control-socket",
+                state_dir.display(),
+                bytes - SOCKET_PATH
+            );
+            return Err(BadValue::new(["state-dir"], message));
+        }
         if let Some(path) = &self.control_socket {
             let bytes = path.as_os_str().len();
             if !path.is_absolute() || path.file_name().is_none() || bytes > SOCKET_PATH {

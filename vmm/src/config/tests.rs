@@ -395,6 +395,21 @@ fn a_control_socket_that_no_socket_can_be_at_is_refused_with_its_line() {
 }
 
 #[test]
+fn a_state_directory_is_absolute_and_leaves_room_for_a_socket() {
+    let long = format!("/{}", "x".repeat(100));
+    for path in ["run/xen-dm", long.as_str()] {
+        let text = refused(&format!("\nstate-dir = {path:?}\n"));
+
+        assert!(
+            text.contains("line 2") && text.contains("state-dir") && text.contains(path),
+            "{text}"
+        );
+    }
+    let elsewhere = format!("state-dir = {long:?}\ncontrol-socket = \"/run/x.sock\"\n");
+    assert_eq!(parsed(&elsewhere).state_dir, Path::new(&long));
+}
+
+#[test]
 fn the_bounce_pool_is_as_large_as_it_is_said_or_8_mib() {
     let slots = |text: &str| {
         let config = parsed(&format!("swiotlb = {text:?}\n"));

@@ -68,14 +68,16 @@ pub fn parse_mmio(value: &str) -> Result<u64, ArgumentError> {
         .ok_or_else(|| wrong("mmio", value, "an address that is a multiple of 0x200"))
 }
 
-/// Reads the number of an interrupt.
+/// Reads the number of an interrupt that devices can have.
 ///
 /// # Errors
-/// [`ArgumentError::Value`].
+/// [`ArgumentError::Value`] unless it is a shared peripheral one. Arm GIC
+/// architecture specification (IHI 0069), §2.2.1.
 pub fn parse_irq(value: &str) -> Result<u32, ArgumentError> {
     number(value)
         .and_then(|irq| u32::try_from(irq).ok())
-        .ok_or_else(|| wrong("irq", value, "the number of an interrupt"))
+        .filter(|irq| (32..=1019).contains(irq))
+        .ok_or_else(|| wrong("irq", value, "the number of an interrupt from 32 to 1019"))
 }
 
 fn wrong(key: &'static str, value: &str, expected: &'static str) -> ArgumentError {

@@ -41,13 +41,43 @@ impl Default for Places {
     }
 }
 
-/// Devices that have no place.
+/// Why a device has no place. Devices are counted from 1, in the order of the
+/// command line with disks first.
 #[derive(Debug, PartialEq, Eq, Error)]
-#[error("there is no place for device {number} after {mmio:#x}, interrupt {irq}")]
-pub struct NoPlace {
-    number: usize,
-    mmio: u64,
-    irq: u32,
+pub enum PlaceError {
+    /// Addresses or interrupts run out.
+    #[error(
+        "there is no place for device {number} after {mmio:#x}, interrupt {irq}: give it mmio= and \
+         irq= of its own"
+    )]
+    None {
+        /// The device.
+        number: usize,
+        /// Where the first one was to be.
+        mmio: u64,
+        /// The first one's interrupt.
+        irq: u32,
+    },
+    /// Two devices have the same registers.
+    #[error("device {number} has its registers at {mmio:#x}, where those of device {other} are")]
+    Registers {
+        /// The later device.
+        number: usize,
+        /// The earlier one.
+        other: usize,
+        /// The address.
+        mmio: u64,
+    },
+    /// Two devices have the same interrupt.
+    #[error("device {number} has interrupt {irq}, which is that of device {other}")]
+    Interrupt {
+        /// The later device.
+        number: usize,
+        /// The earlier one.
+        other: usize,
+        /// The interrupt.
+        irq: u32,
+    },
 }
 
 /// What is to be served: `devices`, or, if there are none, what xenstore has
@@ -55,25 +85,39 @@ pub struct NoPlace {
 /// configuration unless `direct_mapped` says so.
 ///
 /// # Errors
-/// [`NoPlace`]: addresses or interrupts run out.
+/// [`PlaceError`].
 pub fn scope(
     domid: DomId,
     devices: Vec<DeviceArgument>,
     places: Places,
     direct_mapped: Option<bool>,
-) -> Result<Scope, NoPlace> {
+) -> Result<Scope, PlaceError> {
     let Places { mmio, irq, grants } = places;
     let mut next = Some((mmio, irq));
-    let mut specs = Vec::new();
-    for (number, argument) in devices.into_iter().enumerate() {
+    let mut specs: Vec<SlotSpec> = Vec::new();
+    for (number, argument) in (1..).zip(devices) {
         let (base, line) = match (argument.mmio, argument.irq) {
             (Some(base), Some(line)) => (base, line),
             (base, line) => {
-                let (free, free_line) = next.ok_or(NoPlace { number, mmio, irq })?;
+                let (free, free_line) = next.ok_or(PlaceError::None { number, mmio, irq })?;
                 next = free.checked_add(SLOT_SIZE).zip(free_line.checked_add(1));
                 (base.unwrap_or(free), line.unwrap_or(free_line))
             }
         };
+        for (other, spec) in (1..).zip(&specs) {
+            if spec.base == base {
+                let mmio = base;
+                return Err(PlaceError::Registers {
+                    number,
+                    other,
+                    mmio,
+                });
+            }
+            if spec.irq == line {
+                let irq = line;
+                return Err(PlaceError::Interrupt { number, other, irq });
+            }
+        }
         specs.push(SlotSpec {
             base,
             irq: line,
@@ -93,7 +137,7 @@ pub fn scope(
 mod tests {
     use super::*;
 
-    fn places(devices: &[&str], places: Places) -> Result<Vec<(u64, u32, bool)>, NoPlace> {
+    fn places(devices: &[&str], places: Places) -> Result<Vec<(u64, u32, bool)>, PlaceError> {
         let devices = devices.iter().map(|text| text.parse().unwrap()).collect();
         let Scope::One { domid, devices, .. } = scope(DomId(5), devices, places, None)? else {
             panic!("not one guest")
@@ -143,6 +187,27 @@ mod tests {
 
         let error = places(&["blk,path=/a", "blk,path=/b"], last).unwrap_err();
 
-        assert!(error.to_string().contains("device 1"), "{error}");
+        assert!(error.to_string().contains("device 2"), "{error}");
+    }
+
+    #[test]
+    fn two_devices_in_one_place_are_refused() {
+        let registers = places(
+            &["blk,path=/a,mmio=0xa000000", "rng,mmio=0xa000000"],
+            Places::default(),
+        );
+        let interrupt = places(&["blk,path=/a", "rng,irq=33"], Places::default());
+
+        let (number, other) = (2, 1);
+        let mmio = 0x0a00_0000;
+        let taken = PlaceError::Registers {
+            number,
+            other,
+            mmio,
+        };
+        assert_eq!(registers, Err(taken));
+        let irq = 33;
+        let taken = PlaceError::Interrupt { number, other, irq };
+        assert_eq!(interrupt, Err(taken));
     }
 }
