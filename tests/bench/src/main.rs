@@ -6,11 +6,14 @@
 //! the median of ratios of neighbouring bursts. Nanoseconds are for
 //! orientation and never judged.
 
+mod backend;
+mod blk;
 mod bursts;
 mod figures;
 mod lab_dma;
 mod processors;
 mod report;
+mod rounds;
 mod swiotlb;
 mod table;
 
@@ -18,6 +21,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
+
+use rounds::Rounds;
 
 /// Measures this project beside its peers.
 #[derive(Debug, Parser)]
@@ -31,6 +36,8 @@ struct Cli {
 enum Bench {
     /// The bounce buffers of the crate swiotlb, beside allocate-copy-free and memcpy
     Swiotlb(swiotlb::Options),
+    /// The disk over vhost-user, beside qemu-storage-daemon and the raw file
+    Blk(blk::Options),
     /// A Xen guest's requests by granted-data map, copy and adaptive, in the lab
     LabDma(lab_dma::Options),
 }
@@ -74,6 +81,7 @@ impl Common {
 fn main() -> ExitCode {
     let done = match Cli::parse().bench {
         Bench::Swiotlb(options) => swiotlb::run(&options),
+        Bench::Blk(options) => blk::run(&options),
         Bench::LabDma(options) => lab_dma::run(&options),
     };
     match done {

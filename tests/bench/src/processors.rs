@@ -1,5 +1,6 @@
 //! Processors and clocks.
 
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
@@ -37,9 +38,18 @@ pub fn for_threads(threads: usize) -> anyhow::Result<Vec<usize>> {
 /// # Errors
 /// Where it may not be used.
 pub fn pin(cpu: usize) -> anyhow::Result<()> {
+    keep_to(&[cpu])
+}
+
+/// Keeps the calling thread, and whatever it starts, on these processors.
+///
+/// # Errors
+/// Where none of them may be used.
+pub fn keep_to(cpus: &[usize]) -> anyhow::Result<()> {
     let mut set = CpuSet::new();
-    set.set(cpu);
-    sched_setaffinity(None, &set).with_context(|| format!("pinning a thread to processor {cpu}"))
+    cpus.iter().for_each(|&cpu| set.set(cpu));
+    sched_setaffinity(None, &set)
+        .with_context(|| format!("keeping a thread to the processors {cpus:?}"))
 }
 
 /// The processor time that the calling thread has had. A burst in which another
@@ -48,4 +58,35 @@ pub fn thread_time() -> Duration {
     let now = clock_gettime(ClockId::ThreadCPUTime);
     let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
     Duration::from_secs(seconds) + Duration::from_nanos(u64::try_from(now.tv_nsec).unwrap_or(0))
+}
+
+/// The processor that a client of back ends has for itself.
+///
+/// # Errors
+/// Where the kernel does not tell.
+pub fn of_client() -> anyhow::Result<usize> {
+    usable_at_start()?.last().copied().context("no processor may be used")
+}
+
+/// The processors that back ends have: all but the client's, if there is
+/// another.
+///
+/// # Errors
+/// Where the kernel does not tell.
+pub fn of_backends() -> anyhow::Result<Vec<usize>> {
+    let all = usable_at_start()?;
+    Ok(match all.split_last() {
+        Some((_, others)) if !others.is_empty() => others.to_vec(),
+        _ => all,
+    })
+}
+
+/// Those of this process before it kept itself to any.
+fn usable_at_start() -> anyhow::Result<Vec<usize>> {
+    static ALL: OnceLock<Vec<usize>> = OnceLock::new();
+    if let Some(all) = ALL.get() {
+        return Ok(all.clone());
+    }
+    let all = usable()?;
+    Ok(ALL.get_or_init(|| all).clone())
 }
