@@ -9,12 +9,12 @@ use std::sync::{Arc, PoisonError, RwLock};
 use swiotlb::allocator::PadPolicy;
 use swiotlb::{
     Access, Counters, Dma, Fault, GrantPolicy, HostRange, Keep, Kind, Range, RingMapping, Segment,
-    Segments, Settings, Translation,
+    Segments, Settings, TransferBytes, Translation,
 };
 use vhost::vhost_user::message::VhostUserMemoryRegion;
 use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
 use vm_memory::{
-    FileOffset, GuestAddress, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryBackend,
+    Bytes, FileOffset, GuestAddress, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryBackend,
     GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap, MmapRegion, VolatileMemory, VolatileSlice,
 };
 
@@ -228,6 +228,25 @@ impl Translation for Regions {
             (Some(log), Access::Write) => Arc::new(Logged::new(log, range, table)),
             _ => table,
         })
+    }
+
+    /// Without a share in the table, which would be two atomic operations more
+    /// than a look at it.
+    fn copy(&mut self, range: Range, bytes: TransferBytes<'_>) -> Result<(), Fault> {
+        let table = self.table.memory();
+        let address = GuestAddress(range.address());
+        let copied = match bytes {
+            TransferBytes::FromGuest(bytes) => table.read_slice(bytes, address),
+            TransferBytes::ToGuest(bytes) => {
+                let copied = table.write_slice(bytes, address);
+                // what was written before it failed is written, too
+                if let Some(log) = &self.log {
+                    log.mark(range);
+                }
+                copied
+            }
+        };
+        copied.map_err(|_| nothing_at(range))
     }
 
     fn map_ring(&mut self, range: Range, access: Access) -> Result<RingMapping, Fault> {
