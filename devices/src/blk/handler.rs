@@ -73,6 +73,10 @@ impl QueueHandler for BlkHandler {
         }
     }
 
+    fn is_idle(&self) -> bool {
+        self.waiting.is_empty() && self.completed.is_empty() && self.engine.in_flight() == 0
+    }
+
     fn advance(&mut self, queue: &mut ActiveQueue) -> Result<(), QueueError> {
         if let Some(brake) = &self.brake {
             brake.rung();

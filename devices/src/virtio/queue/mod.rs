@@ -299,6 +299,13 @@ impl ActiveQueue {
         Ok(chains)
     }
 
+    /// Whether there is something to take; also if that cannot be told, which
+    /// [`ActiveQueue::take`] then says.
+    pub(crate) fn is_available(&self) -> bool {
+        let index = self.ring.avail_idx(&self.memory, Ordering::Acquire);
+        index.map_or(true, |index| index.0 != self.ring.next_avail())
+    }
+
     /// The chains of `heads`.
     fn chains(&mut self, heads: &[u16]) -> Result<Vec<Chain>, QueueError> {
         let mut walks = heads
