@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 
-use crate::processors;
+use crate::processors::{self, Layout};
 
 /// How long a back end may take until it listens.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -22,8 +22,8 @@ pub struct Backend {
 }
 
 impl Backend {
-    /// Starts a program on every processor but the client's, and waits until it
-    /// listens on `socket`. What it says goes to a file beside the socket.
+    /// Starts a program and waits until it listens on `socket`. What it says goes
+    /// to a file beside the socket. The calling thread is the client's.
     ///
     /// # Errors
     /// A program that is missing, or that ends; with what it said.
@@ -31,6 +31,7 @@ impl Backend {
         program: &Path,
         arguments: impl IntoIterator<Item = impl AsRef<OsStr>>,
         socket: &Path,
+        layout: Layout,
     ) -> anyhow::Result<Self> {
         let name = program.display().to_string();
         let log = socket.with_extension("log");
@@ -39,7 +40,7 @@ impl Backend {
         command.args(arguments).stdin(Stdio::null());
         command.stdout(out.try_clone()?).stderr(out);
         // what is started inherits the processors
-        processors::keep_to(&processors::of_backends()?)?;
+        processors::keep_to(&processors::of_backends(layout)?)?;
         let child = command.spawn().with_context(|| format!("starting {name}"));
         processors::pin(processors::of_client()?)?;
         let mut backend = Backend {
@@ -81,7 +82,8 @@ impl Backend {
     /// # Errors
     /// A process that is gone.
     pub fn processor_time(&self) -> anyhow::Result<Duration> {
-        processor_time(self.pid()).with_context(|| format!("{} is gone:\n{}", self.name, self.said()))
+        processor_time(self.pid())
+            .with_context(|| format!("{} is gone:\n{}", self.name, self.said()))
     }
 }
 
@@ -126,4 +128,3 @@ pub fn version(program: &Path) -> Option<String> {
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     said.lines().next().map(str::to_owned)
 }
-

@@ -11,6 +11,7 @@ mod blk;
 mod bursts;
 mod figures;
 mod lab_dma;
+mod memory;
 mod processors;
 mod report;
 mod rounds;
@@ -38,6 +39,10 @@ enum Bench {
     Swiotlb(swiotlb::Options),
     /// The disk over vhost-user, beside qemu-storage-daemon and the raw file
     Blk(blk::Options),
+    /// How large xen-dm is, and how it grows with guests and queues
+    Memory(memory::Options),
+    #[command(hide = true, name = memory::SUBJECT)]
+    MemorySubject(memory::Served),
     /// A Xen guest's requests by granted-data map, copy and adaptive, in the lab
     LabDma(lab_dma::Options),
 }
@@ -82,6 +87,8 @@ fn main() -> ExitCode {
     let done = match Cli::parse().bench {
         Bench::Swiotlb(options) => swiotlb::run(&options),
         Bench::Blk(options) => blk::run(&options),
+        Bench::Memory(options) => memory::run(&options),
+        Bench::MemorySubject(served) => memory::run_subject(&served).map(|()| true),
         Bench::LabDma(options) => lab_dma::run(&options),
     };
     match done {

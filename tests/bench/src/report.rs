@@ -116,7 +116,9 @@ pub fn write(file: &Path, report: &impl Serialize) -> anyhow::Result<()> {
 pub fn file_system(path: &Path) -> anyhow::Result<String> {
     let path = path.canonicalize()?;
     let mounts = std::fs::read_to_string("/proc/self/mounts").context("/proc/self/mounts")?;
-    let fields = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
+    let fields = mounts
+        .lines()
+        .map(|line| line.split(' ').collect::<Vec<_>>());
     let mut best = (0, "an unknown file system");
     for fields in fields {
         if let [_, at, kind, ..] = fields[..]

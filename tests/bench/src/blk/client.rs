@@ -64,11 +64,18 @@ impl Client {
     }
 
     fn start(mut disk: Blkio) -> anyhow::Result<Self> {
-        let queue = disk.start()?.queues.pop().context("a disk without queues")?;
+        let queue = disk
+            .start()?
+            .queues
+            .pop()
+            .context("a disk without queues")?;
         let memory = disk.alloc_mem_region(MEMORY)?;
         disk.map_mem_region(&memory)?;
         let capacity = disk.get_u64("capacity")?;
-        ensure!(capacity >= MEMORY as u64, "a disk of {capacity} bytes is too small");
+        ensure!(
+            capacity >= MEMORY as u64,
+            "a disk of {capacity} bytes is too small"
+        );
         Ok(Client {
             queue,
             disk,
@@ -99,7 +106,11 @@ impl Client {
             for completion in completions.iter().take(count) {
                 // SAFETY: `do_io` has filled the first `count`.
                 let completion = unsafe { completion.assume_init_ref() };
-                ensure!(completion.ret == 0, "a request failed with {}", completion.ret);
+                ensure!(
+                    completion.ret == 0,
+                    "a request failed with {}",
+                    completion.ret
+                );
                 let place = completion.user_data;
                 if place == 0 {
                     latencies.push(now - timed);
@@ -132,7 +143,9 @@ impl Client {
         let none = ReqFlags::empty();
         match workload.access {
             Access::Read => self.queue.read(at, buffer as *mut u8, bytes, place, none),
-            Access::Write => self.queue.write(at, buffer as *const u8, bytes, place, none),
+            Access::Write => self
+                .queue
+                .write(at, buffer as *const u8, bytes, place, none),
         }
     }
 

@@ -9,6 +9,7 @@ use serde::Serialize;
 use super::client::Client;
 use super::workload::Medium;
 use crate::backend::{self, Backend};
+use crate::processors::Layout;
 
 /// The peer's program.
 pub const PEER: &str = "qemu-storage-daemon";
@@ -77,6 +78,7 @@ pub struct Place<'a> {
     pub directory: &'a Path,
     pub image: &'a Path,
     pub bytes: u64,
+    pub layout: Layout,
 }
 
 impl Running {
@@ -115,7 +117,7 @@ fn xen_dm(medium: Medium, place: &Place<'_>, socket: &Path) -> anyhow::Result<Ba
     };
     let socket_text = socket.display().to_string();
     let arguments = ["vhost-user", "--socket", &socket_text, "--device", &device];
-    Backend::start(&backend::xen_dm()?, arguments, socket)
+    Backend::start(&backend::xen_dm()?, arguments, socket, place.layout)
 }
 
 fn peer_process(peer: Contender, place: &Place<'_>, socket: &Path) -> anyhow::Result<Backend> {
@@ -128,12 +130,22 @@ fn peer_process(peer: Contender, place: &Place<'_>, socket: &Path) -> anyhow::Re
         // it works with O_DIRECT alone
         Contender::Native => file("native", "cache.direct=on"),
         Contender::IoUring => file("io_uring", "cache.direct=off"),
-        _ => format!("null-co,size={},read-zeroes=off,node-name=disk", place.bytes),
+        _ => format!(
+            "null-co,size={},read-zeroes=off,node-name=disk",
+            place.bytes
+        ),
     };
     let export = format!(
         "vhost-user-blk,id=export,node-name=disk,addr.type=unix,addr.path={},writable=on,iothread=io",
         socket.display()
     );
-    let arguments = ["--object", "iothread,id=io", "--blockdev", &node, "--export", &export];
-    Backend::start(&PathBuf::from(PEER), arguments, socket)
+    let arguments = [
+        "--object",
+        "iothread,id=io",
+        "--blockdev",
+        &node,
+        "--export",
+        &export,
+    ];
+    Backend::start(&PathBuf::from(PEER), arguments, socket, place.layout)
 }

@@ -59,12 +59,18 @@ struct Turn {
 
 fn turn(one: &mut Running, workload: &Workload, length: Duration) -> anyhow::Result<Turn> {
     let backend = one.backend.as_ref();
-    let before = backend.map(|backend| backend.processor_time()).transpose()?;
+    let before = backend
+        .map(|backend| backend.processor_time())
+        .transpose()?;
     let burst = one.client.burst(workload, length)?;
     // its last thread has stopped for want of requests, and is accounted for
     std::thread::sleep(Duration::from_millis(2));
-    let after = backend.map(|backend| backend.processor_time()).transpose()?;
-    let cpu = before.zip(after).map(|(before, after)| after.saturating_sub(before));
+    let after = backend
+        .map(|backend| backend.processor_time())
+        .transpose()?;
+    let cpu = before
+        .zip(after)
+        .map(|(before, after)| after.saturating_sub(before));
     Ok(Turn { burst, cpu })
 }
 

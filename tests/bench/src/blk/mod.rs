@@ -17,6 +17,7 @@ use serde::Serialize;
 
 use crate::backend::version;
 use crate::figures::Figures;
+use crate::processors::Layout;
 use crate::report::{self, Machine};
 use crate::table::{Column, Table, cell, ratio};
 use crate::{Output, Rounds};
@@ -35,6 +36,9 @@ pub struct Options {
     /// Only workloads that have this in their name, as "null", "4 KiB" or "8 at a time"
     #[arg(long, value_name = "TEXT")]
     only: Option<String>,
+    /// Back ends on other processors than their client's: for orientation, not judged
+    #[arg(long)]
+    apart: bool,
     /// Where the image is put; a tmpfs, so that no disk is measured
     #[arg(long, value_name = "DIRECTORY", default_value = "/dev/shm")]
     directory: PathBuf,
@@ -68,6 +72,7 @@ struct Report {
     xen_dm: Option<String>,
     peer: Option<String>,
     medium: String,
+    layout: Layout,
     #[serde(flatten)]
     rounds: Rounds,
     rows: Vec<Row>,
@@ -126,6 +131,10 @@ impl Row {
 /// Where something could not be measured, or the report not written.
 pub fn run(options: &Options) -> anyhow::Result<bool> {
     options.rounds.validate(&options.output)?;
+    ensure!(
+        !(options.apart && options.output.check),
+        "--check and --apart: the targets are stated for one processor"
+    );
     let directory = tempfile::Builder::new()
         .prefix("xen-dm-bench-")
         .tempdir_in(&options.directory)
@@ -137,6 +146,10 @@ pub fn run(options: &Options) -> anyhow::Result<bool> {
         xen_dm: version(&crate::backend::xen_dm()?),
         peer: version(Path::new(PEER)),
         medium: report::file_system(directory.path())?,
+        layout: match options.apart {
+            true => Layout::Apart,
+            false => Layout::Together,
+        },
         rounds: options.rounds.clone(),
         rows: Vec::new(),
         gates: Vec::new(),
@@ -148,6 +161,7 @@ pub fn run(options: &Options) -> anyhow::Result<bool> {
         directory: directory.path(),
         image: &image,
         bytes,
+        layout: report.layout,
     };
     let chosen = |workload: &&Workload| {
         let name = workload.to_string();
@@ -170,7 +184,9 @@ pub fn run(options: &Options) -> anyhow::Result<bool> {
                 report.rows.push(row);
             }
             println!();
-            report.gates.extend(gates::of(workload, &measured));
+            if report.layout == Layout::Together {
+                report.gates.extend(gates::of(workload, &measured));
+            }
         }
     }
     ensure!(!report.rows.is_empty(), "no workload of that name");
@@ -191,8 +207,13 @@ fn introduce(report: &Report, options: &Options) {
         None => println!("{xen_dm}; {PEER} is not here: {PEER_REMEDY}"),
     }
     println!(
-        "an image of {} MiB on {}, the same for all; one client (the crate blkio, one queue, by interrupts) with a processor of its own",
-        options.size, report.medium
+        "an image of {} MiB on {}, the same for all; one client (the crate blkio, one queue, by interrupts), {}",
+        options.size,
+        report.medium,
+        match report.layout {
+            Layout::Together => "and its back ends on one processor",
+            Layout::Apart => "its back ends on other processors",
+        }
     );
     println!(
         "{}; medians of the rounds, ratios of neighbouring bursts",
