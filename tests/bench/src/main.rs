@@ -10,13 +10,17 @@ mod backend;
 mod blk;
 mod bursts;
 mod figures;
+mod lab;
+mod lab_blk;
 mod lab_dma;
 mod memory;
 mod processors;
 mod report;
+mod rng;
 mod rounds;
 mod swiotlb;
 mod table;
+mod vring;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -39,10 +43,14 @@ enum Bench {
     Swiotlb(swiotlb::Options),
     /// The disk over vhost-user, beside qemu-storage-daemon and the raw file
     Blk(blk::Options),
+    /// The source of entropy over vhost-user, beside vhost-device-rng
+    Rng(rng::Options),
     /// How large xen-dm is, and how it grows with guests and queues
     Memory(memory::Options),
     #[command(hide = true, name = memory::SUBJECT)]
     MemorySubject(memory::Served),
+    /// A Xen guest's disk by every way of events, and on two queues, in the lab
+    LabBlk(lab_blk::Options),
     /// A Xen guest's requests by granted-data map, copy and adaptive, in the lab
     LabDma(lab_dma::Options),
 }
@@ -87,8 +95,10 @@ fn main() -> ExitCode {
     let done = match Cli::parse().bench {
         Bench::Swiotlb(options) => swiotlb::run(&options),
         Bench::Blk(options) => blk::run(&options),
+        Bench::Rng(options) => rng::run(&options),
         Bench::Memory(options) => memory::run(&options),
         Bench::MemorySubject(served) => memory::run_subject(&served).map(|()| true),
+        Bench::LabBlk(options) => lab_blk::run(&options),
         Bench::LabDma(options) => lab_dma::run(&options),
     };
     match done {
