@@ -14,6 +14,7 @@ mod lab;
 mod lab_blk;
 mod lab_dma;
 mod memory;
+mod plot;
 mod processors;
 mod report;
 mod rng;
@@ -49,6 +50,8 @@ enum Bench {
     Memory(memory::Options),
     #[command(hide = true, name = memory::SUBJECT)]
     MemorySubject(memory::Served),
+    /// Draws what the others have kept, as SVG
+    Plot(plot::Options),
     /// A Xen guest's disk by every way of events, and on two queues, in the lab
     LabBlk(lab_blk::Options),
     /// A Xen guest's requests by granted-data map, copy and adaptive, in the lab
@@ -98,6 +101,7 @@ fn main() -> ExitCode {
         Bench::Rng(options) => rng::run(&options),
         Bench::Memory(options) => memory::run(&options),
         Bench::MemorySubject(served) => memory::run_subject(&served).map(|()| true),
+        Bench::Plot(options) => plot::run(&options),
         Bench::LabBlk(options) => lab_blk::run(&options),
         Bench::LabDma(options) => lab_dma::run(&options),
     };
