@@ -103,6 +103,22 @@ pub(crate) fn copy_in(segments: &[Segment], mut bytes: &[u8]) -> usize {
     copied
 }
 
+/// The same from byte `skip` of the segments on.
+pub(crate) fn copy_in_at(segments: &[Segment], mut skip: u64, mut bytes: &[u8]) -> usize {
+    let mut copied = 0;
+    for segment in segments {
+        let len = segment.len as u64;
+        let Some(part) = segment.part(skip.min(len), len - skip.min(len)) else {
+            break;
+        };
+        skip = skip.saturating_sub(len);
+        let count = copy_in(&[part], bytes);
+        copied += count;
+        bytes = bytes.get(count..).unwrap_or_default();
+    }
+    copied
+}
+
 /// Copies `from` to `to`, as much as fits. Called by the owner of both mappings,
 /// which keeps them alive; that `to` is writable is checked by whoever mapped
 /// it.

@@ -9,6 +9,7 @@
 
 pub mod console;
 pub mod disk;
+pub mod qcow2;
 pub mod raw;
 pub mod stand;
 pub mod subjects;

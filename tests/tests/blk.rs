@@ -3,11 +3,11 @@
 
 use std::fs;
 
-use devices::blk::BlkConfig;
+use devices::blk::{BlkConfig, Format};
 use devices::virtio::mmio::Register;
 use tests::disk::{DISCARD, IOERR, OK, UNSUPP, WRITE_ZEROES, ask, extent, read, write};
 use tests::stand::{Setup, configured, disk};
-use tests::{Place, Stand};
+use tests::{Place, Stand, qcow2};
 use virtio_drivers::device::blk::RespStatus;
 use vmm::demo::guest::{Addresses, Disk, Pattern, SECTOR, within};
 use vmm::guest::{EventMode, GuestError};
@@ -110,6 +110,43 @@ fn many_requests_at_once_are_all_answered() {
             assert_eq!(outcome.data, content[at..at + outcome.data.len()]);
         }
         drop(disk);
+        stand.finish();
+    });
+}
+
+#[test]
+fn a_qcow2_disk_on_a_backing_file_is_like_any_other() {
+    both(|addresses| {
+        let stand = Stand::new();
+        let (below, mut expected) = stand.image("base.img", IMAGE / 2);
+        expected.resize(IMAGE, 0);
+        let path = stand.path("top.qcow2");
+        qcow2::create(&path, IMAGE as u64, Some("base.img"));
+        let device = configured(BlkConfig {
+            format: Format::Qcow2,
+            ..BlkConfig::new(&path)
+        });
+        let place = stand.add(0, addresses, device);
+        let mut disk = stand.drive(&place);
+        let mut pattern = Pattern::new(3);
+
+        let before = read_all(&mut disk, 0, IMAGE / 2 + 4096);
+        for (at, sectors) in [(3, 1), (100, 255), (2000, 400), (4095, 1)] {
+            let data = pattern.bytes(sectors * SECTOR);
+            write_all(&mut disk, at * SECTOR, &data);
+            expected[at * SECTOR..][..data.len()].copy_from_slice(&data);
+        }
+        let after = read_all(&mut disk, 0, 1 << 20);
+        disk.flush().unwrap();
+        drop(disk);
+
+        assert_eq!(before[..IMAGE / 2], fs::read(&below).unwrap());
+        assert_eq!(before[IMAGE / 2..], [0; 4096]);
+        assert!(
+            after == expected[..1 << 20],
+            "the guest reads something else"
+        );
+        assert!(qcow2::disk(&path) == expected, "the image differs");
         stand.finish();
     });
 }

@@ -5,7 +5,7 @@
 
 use std::path::Path;
 
-use devices::blk::BlkConfig;
+use devices::blk::{BlkConfig, Format};
 use devices::registry::{ConfigError, DeviceConfig, DeviceSpec, Kind};
 use thiserror::Error;
 use xen::DomId;
@@ -35,6 +35,15 @@ impl SlotSpec {
     pub fn image(&self) -> Option<&Path> {
         match &self.device {
             DeviceSpec::Blk(spec) => spec.path(),
+            _ => None,
+        }
+    }
+
+    /// How the image's bytes make a disk, if there is an image.
+    #[must_use]
+    pub fn format(&self) -> Option<Format> {
+        match &self.device {
+            DeviceSpec::Blk(spec) => spec.format(),
             _ => None,
         }
     }

@@ -1,7 +1,8 @@
 //! What a user says about a disk, and the immutable spec it is checked into.
 //!
-//! The same [`BlkConfig`] is filled from a configuration file, from xenstore
-//! and from the command line; whoever fills it calls [`BlkConfig::validate`].
+//! The same [`BlkConfig`] is filled from a configuration file, by a toolstack's
+//! word and from the command line; whoever fills it calls
+//! [`BlkConfig::validate`].
 
 #[cfg(test)]
 mod tests;
@@ -50,27 +51,53 @@ pub enum EngineKind {
     Threads,
 }
 
+/// How an image's bytes make a disk. Never guessed from them: they are a
+/// guest's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Format {
+    /// They are the disk's.
+    #[default]
+    Raw,
+    /// QEMU's, with or without backing files. Served by system calls: with the
+    /// engine `threads`, or `sync`.
+    Qcow2,
+}
+
+impl Format {
+    /// Its name, as in configurations.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Format::Raw => "raw",
+            Format::Qcow2 => "qcow2",
+        }
+    }
+}
+
 /// A disk as its user describes it.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct BlkConfig {
-    /// The image: a raw file or a block device. Xenstore: `params`.
+    /// The image: a file or a block device.
     #[serde(default)]
     pub path: PathBuf,
+    /// How the image's bytes make a disk.
+    #[serde(default)]
+    pub format: Format,
     /// In place of an image nothing at all, of so many bytes: writes are
     /// forgotten and reads bring nothing. For measuring what is not the host's
     /// disk. No `engine` is used; `direct` sends data through the bounce pool.
     #[serde(default)]
     pub null: Option<u64>,
-    /// The guest may not write. Xenstore: `mode` without `w`.
+    /// The guest may not write.
     #[serde(default)]
     pub readonly: bool,
     /// What the guest finds as the disk's serial number: at most 20 printable
     /// ASCII characters.
     #[serde(default)]
     pub serial: Option<String>,
-    /// The guest may discard blocks, where the host can. Xenstore:
-    /// `discard-enable`.
+    /// The guest may discard blocks, where the host can.
     #[serde(default = "yes")]
     pub discard: bool,
     /// Descriptors of each queue: a power of two from 4 to 1024.
@@ -132,11 +159,17 @@ fn one() -> u16 {
 #[derive(Debug, PartialEq, Eq, Error)]
 pub enum ConfigError {
     /// No image.
-    #[error("path is empty: name a raw image file or a block device")]
+    #[error("path is empty: name an image file or a block device")]
     NoPath,
     /// An image, and none.
     #[error("null {0} beside a path: a disk has an image, or none")]
     NullAndPath(u64),
+    /// A format of no image.
+    #[error("format = \"qcow2\" beside null: a disk that keeps nothing has no format")]
+    NullFormat,
+    /// An engine that does not serve the format.
+    #[error("engine = \"io-uring\" does not serve format = \"qcow2\": leave the key out")]
+    Engine,
     /// A size that no disk can have.
     #[error("null {0} is no multiple of 4096 from 4096 to 2^60")]
     Null(u64),
@@ -177,6 +210,8 @@ impl ConfigError {
         match self {
             ConfigError::NoPath => "path",
             ConfigError::NullAndPath(_) | ConfigError::Null(_) => "null",
+            ConfigError::NullFormat => "format",
+            ConfigError::Engine => "engine",
             ConfigError::Serial(_) => "serial",
             ConfigError::Rate(key, _) | ConfigError::BurstAlone(key, _) => key,
             ConfigError::QueueSize(_) => "queue-size",
@@ -192,6 +227,7 @@ impl BlkConfig {
     pub fn new(path: impl Into<PathBuf>) -> Self {
         BlkConfig {
             path: path.into(),
+            format: Format::default(),
             null: None,
             readonly: false,
             serial: None,
@@ -224,6 +260,7 @@ impl BlkConfig {
         let has_path = !self.path.as_os_str().is_empty();
         match self.null {
             Some(size) if has_path => Err(ConfigError::NullAndPath(size)),
+            Some(_) if self.format != Format::Raw => Err(ConfigError::NullFormat),
             Some(size) if size.is_multiple_of(NULL_UNIT) && (1..=NULL_MAX).contains(&size) => {
                 Ok(Source::Null(size))
             }
@@ -233,12 +270,21 @@ impl BlkConfig {
         }
     }
 
+    fn engine(&self) -> Result<EngineKind, ConfigError> {
+        match (self.format, self.engine) {
+            (Format::Qcow2, EngineKind::IoUring) => Err(ConfigError::Engine),
+            (Format::Qcow2, EngineKind::Auto) => Ok(EngineKind::Threads),
+            (_, engine) => Ok(engine),
+        }
+    }
+
     /// Checks everything that can be checked without opening the image.
     ///
     /// # Errors
     /// The first key whose value no disk can have.
     pub fn validate(self) -> Result<BlkSpec, ConfigError> {
         let source = self.source()?;
+        let engine = self.engine()?;
         if !self.queue_size.is_power_of_two()
             || !(QUEUE_SIZE_MIN..=QUEUE_SIZE_MAX).contains(&self.queue_size)
         {
@@ -257,6 +303,7 @@ impl BlkConfig {
         Ok(BlkSpec {
             serial: padded(self.serial.unwrap_or_default())?,
             source,
+            format: self.format,
             readonly: self.readonly,
             discard: self.discard,
             queue_size: self.queue_size,
@@ -264,7 +311,7 @@ impl BlkConfig {
             logical_block_size: self.logical_block_size,
             physical_block_size: self.physical_block_size,
             direct: self.direct,
-            engine: self.engine,
+            engine,
             write_cache: self.write_cache,
             rates: Rates {
                 operations: rate(
@@ -341,6 +388,7 @@ pub(super) enum Source {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BlkSpec {
     pub(super) source: Source,
+    pub(super) format: Format,
     pub(super) readonly: bool,
     pub(super) serial: [u8; ID_BYTES],
     pub(super) discard: bool,
@@ -361,6 +409,11 @@ impl BlkSpec {
             Source::Image(path) => Some(path),
             Source::Null(_) => None,
         }
+    }
+
+    /// How the image's bytes make a disk, if there is an image.
+    pub fn format(&self) -> Option<Format> {
+        self.path().map(|_| self.format)
     }
 
     /// Whether the guest may not write.

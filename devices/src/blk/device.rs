@@ -83,6 +83,7 @@ impl BlkDevice {
         let shape = medium.shape();
         tracing::info!(
             image = %medium.name().display(),
+            format = spec.format().map(|format| format.name()),
             bytes = shape.size,
             readonly = spec.readonly,
             discard = shape.discard.is_some(),

@@ -4,122 +4,28 @@
 //! Block sizes are those seen at opening; its size is looked at again when
 //! someone asks for that.
 
+mod error;
 #[cfg(test)]
 mod tests;
 
 use std::fs::{File, Metadata, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use thiserror::Error;
+use swiotlb::InFlight;
 use vmm_sys_util::fallocate::{FallocateMode, fallocate};
 
-use super::config::{BlkSpec, SECTOR};
-use super::sys::{self, DeviceBlocks};
+use super::config::{BlkSpec, Format, SECTOR};
+use super::qcow2::{self, Qcow2};
+use super::sys::{self, DeviceBlocks, Direction, Span, Wait};
+
+pub use error::ImageError;
 
 /// Largest physical block that is passed on, bytes.
 const PHYSICAL_MAX: u32 = 1 << 20;
-
-/// An image that cannot be served. Names the path.
-#[derive(Debug, Error)]
-pub enum ImageError {
-    /// It cannot be opened: it is missing, or access is denied.
-    #[error("image {path} cannot be opened for {purpose}")]
-    Open {
-        /// The image.
-        path: PathBuf,
-        /// Reading, or reading and writing.
-        purpose: &'static str,
-        /// What the host said.
-        #[source]
-        source: io::Error,
-    },
-    /// It is something else.
-    #[error("image {path} is {what}: a raw image file or a block device is needed")]
-    Kind {
-        /// The image.
-        path: PathBuf,
-        /// What it is.
-        what: &'static str,
-    },
-    /// Someone else has it.
-    #[error("image {path} is in use by another process or guest")]
-    InUse {
-        /// The image.
-        path: PathBuf,
-    },
-    /// The host could not say whether someone else has it.
-    #[error("image {path} cannot be locked")]
-    Lock {
-        /// The image.
-        path: PathBuf,
-        /// What the host said.
-        #[source]
-        source: io::Error,
-    },
-    /// Its size or block size cannot be had.
-    #[error("image {path}: its sizes cannot be read")]
-    Sizes {
-        /// The image.
-        path: PathBuf,
-        /// What the host said.
-        #[source]
-        source: io::Error,
-    },
-    /// It has no bytes.
-    #[error("image {path} is empty: give it a size, for example with truncate --size=8G")]
-    Empty {
-        /// The image.
-        path: PathBuf,
-    },
-    /// Its size is no whole number of blocks.
-    #[error(
-        "image {path} has {size} bytes, no multiple of its block size of {block}; the next is {next}"
-    )]
-    Size {
-        /// The image.
-        path: PathBuf,
-        /// Its size, bytes.
-        size: u64,
-        /// Its block size, bytes.
-        block: u32,
-        /// The least multiple above, bytes.
-        next: u64,
-    },
-    /// It cannot be read and written past the host's page cache.
-    #[error("image {path} cannot be opened with direct = true: its file system has no direct I/O")]
-    NoDirect {
-        /// The image.
-        path: PathBuf,
-        /// What the host said.
-        #[source]
-        source: io::Error,
-    },
-    /// The host forbids io_uring, or has none.
-    #[error(
-        "image {path}: engine = \"io-uring\" cannot be had here; leave the key out, or use sync"
-    )]
-    NoIoUring {
-        /// The image.
-        path: PathBuf,
-        /// What the host said.
-        #[source]
-        source: io::Error,
-    },
-    /// Its physical block size is smaller than its logical one.
-    #[error("image {path}: physical-block-size {physical} is below its logical {logical}")]
-    Physical {
-        /// The image.
-        path: PathBuf,
-        /// The physical block size, bytes.
-        physical: u32,
-        /// The logical block size, bytes.
-        logical: u32,
-    },
-}
 
 /// The shape of an image: sizes in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -148,6 +54,25 @@ pub(super) struct Direct {
     align: u32,
 }
 
+impl Direct {
+    /// The file.
+    pub(super) fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Whether a part of the image is made of whole blocks.
+    pub(super) fn takes(&self, offset: u64, len: u64) -> bool {
+        (offset | len).is_multiple_of(self.align.into())
+    }
+
+    fn try_clone(&self) -> io::Result<Self> {
+        Ok(Direct {
+            file: self.file.try_clone()?,
+            align: self.align,
+        })
+    }
+}
+
 /// An open image. It is locked until the last user has dropped it.
 #[derive(Debug)]
 pub(super) struct Image {
@@ -158,6 +83,8 @@ pub(super) struct Image {
     shape: Shape,
     /// Bytes that a guest may reach, whole blocks.
     size: AtomicU64,
+    /// What makes a disk of it, if it is not one as it is.
+    qcow2: Option<Qcow2>,
 }
 
 impl Image {
@@ -167,60 +94,39 @@ impl Image {
     /// [`ImageError`]
     pub(super) fn open(path: &Path, spec: &BlkSpec) -> Result<Self, ImageError> {
         let path = &path.to_owned();
-        let open_error = |source| ImageError::Open {
-            path: path.clone(),
-            purpose: if spec.readonly {
-                "reading"
-            } else {
-                "reading and writing"
-            },
-            source,
-        };
-        // before opening: opening a FIFO waits for its other end
-        let before = path.metadata().map_err(open_error)?;
-        let block_device = check_kind(path, &before)?;
-        let file = OpenOptions::new()
-            .read(true)
-            .write(!spec.readonly)
-            // a block device in use by anyone, a mount included, is EBUSY.
-            // Linux open(2), O_EXCL
-            .custom_flags(if block_device && !spec.readonly {
-                libc::O_EXCL
-            } else {
-                0
-            })
-            .open(path)
-            .map_err(|source| match source.raw_os_error() {
-                Some(libc::EBUSY) => ImageError::InUse { path: path.clone() },
-                _ => open_error(source),
-            })?;
-        let metadata = file.metadata().map_err(open_error)?;
-        let block_device = check_kind(path, &metadata)? && block_device;
-        sys::lock(&file, !spec.readonly).map_err(|source| match source.raw_os_error() {
-            Some(libc::EAGAIN | libc::EACCES) => ImageError::InUse { path: path.clone() },
-            _ => ImageError::Lock {
-                path: path.clone(),
-                source,
-            },
-        })?;
-        let shape = if block_device {
-            device_shape(&file, &metadata)
-        } else {
-            file_shape(&file, &metadata, spec)
-        };
-        let shape = shape.map_err(|source| ImageError::Sizes {
+        let (file, block_device) = open_file(path, spec.readonly)?;
+        lock(&file, path, spec.readonly)?;
+        let no_sizes = |source| ImageError::Sizes {
             path: path.clone(),
             source,
-        })?;
-        let shape = check_shape(path, with_overrides(shape, spec))?;
-        let direct = match spec.direct {
-            true => Some(open_direct(&file, spec.readonly, shape.logical)),
-            false => None,
         };
-        let direct = direct.transpose().map_err(|source| ImageError::NoDirect {
+        let metadata = file.metadata().map_err(no_sizes)?;
+        let shape = match block_device {
+            true => device_shape(&file, &metadata),
+            false => file_shape(&file, &metadata, spec),
+        };
+        let mut shape = with_overrides(shape.map_err(no_sizes)?, spec);
+        let direct = || open_direct(&file, spec.readonly, shape.logical);
+        let direct = spec.direct.then(direct).transpose();
+        let no_direct = |source| ImageError::NoDirect {
             path: path.clone(),
             source,
-        })?;
+        };
+        let direct = direct.map_err(no_direct)?;
+        let qcow2 = match spec.format {
+            Format::Raw => {
+                tell_qcow2(path, &file);
+                None
+            }
+            Format::Qcow2 => {
+                let again = direct.as_ref().map(Direct::try_clone).transpose();
+                let again = again.map_err(no_direct)?;
+                let qcow2 = Qcow2::open(&file, again, path, block_device, spec.readonly)?;
+                shape = with_overrides(shape_of_qcow2(&qcow2, shape), spec);
+                Some(qcow2)
+            }
+        };
+        let shape = check_shape(path, shape)?;
         Ok(Image {
             file,
             direct,
@@ -228,6 +134,7 @@ impl Image {
             block_device,
             size: shape.size.into(),
             shape,
+            qcow2,
         })
     }
 
@@ -241,33 +148,71 @@ impl Image {
         self.size.load(Ordering::Relaxed)
     }
 
-    /// Looks at its size again. What is no whole block at its end is left out.
+    /// Looks at its size again. What is no whole block at its end is left out. A
+    /// qcow2 image keeps its size: its tables are in use.
     ///
     /// # Errors
     /// What the host said; the size is then what it was.
     pub(super) fn look_again(&self) -> io::Result<()> {
-        let size = match self.block_device {
-            true => sys::device_size(&self.file)?,
-            false => self.file.metadata()?.len(),
-        };
+        if let Some(qcow2) = &self.qcow2 {
+            if qcow2.was_resized()? {
+                tracing::warn!(
+                    image = %self.path.display(),
+                    bytes = self.size(),
+                    "someone has given this qcow2 image another size while it was in use, which \
+                     may have spoilt it; its disk keeps its size. Resize it while no guest has it"
+                );
+            }
+            return Ok(());
+        }
+        let size = sys::end(&self.file, self.block_device)?;
         let block = u64::from(self.shape.logical).max(SECTOR);
         self.size.store(size - size % block, Ordering::Relaxed);
         Ok(())
     }
 
+    /// Moves bytes of the disk; returns how many, 0 at its end. A part of a raw
+    /// image that is not made of whole blocks goes through the page cache even
+    /// past it, which the kernel keeps in agreement.
+    ///
+    /// # Errors
+    /// What the host said, or what is wrong with the image.
+    pub(super) fn transfer<T>(
+        &self,
+        direction: Direction,
+        flight: &InFlight<T>,
+        span: Span,
+    ) -> io::Result<u64> {
+        if let Some(qcow2) = &self.qcow2 {
+            return qcow2.transfer(direction, flight, span);
+        }
+        let file = match &self.direct {
+            Some(direct) if direct.takes(span.offset, span.len) => &direct.file,
+            _ => &self.file,
+        };
+        sys::transfer(file, direction, flight, span, Wait::Yes)
+    }
+
+    /// Makes everything durable that was written.
+    ///
+    /// # Errors
+    /// As [`Image::transfer`].
+    pub(super) fn sync(&self) -> io::Result<()> {
+        match &self.qcow2 {
+            Some(qcow2) => qcow2.sync(),
+            None => self.file.sync_data(),
+        }
+    }
+
+    /// What makes a disk of it, if it is not one as it is. None of its bytes may
+    /// be moved but by way of this, or of [`Image::transfer`].
+    pub(super) fn qcow2(&self) -> Option<&Qcow2> {
+        self.qcow2.as_ref()
+    }
+
     /// The open file, by way of the host's page cache.
     pub(super) fn file(&self) -> &File {
         &self.file
-    }
-
-    /// What a part of it is read and written by: past the page cache where that
-    /// is wanted and the part is made of whole blocks. A part that is not goes
-    /// through the cache, which the kernel keeps in agreement.
-    pub(super) fn file_for(&self, offset: u64, len: u64) -> &File {
-        match &self.direct {
-            Some(direct) if (offset | len).is_multiple_of(direct.align.into()) => &direct.file,
-            _ => &self.file,
-        }
     }
 
     /// The file past the page cache, if that is wanted.
@@ -288,6 +233,70 @@ impl Image {
     /// Whether it is a block device.
     pub(super) fn is_block_device(&self) -> bool {
         self.block_device
+    }
+}
+
+/// Opens a file or block device; returns whether it is the latter.
+///
+/// # Errors
+/// [`ImageError`]
+pub(super) fn open_file(path: &Path, readonly: bool) -> Result<(File, bool), ImageError> {
+    let open_error = |source| ImageError::Open {
+        path: path.to_owned(),
+        purpose: if readonly {
+            "reading"
+        } else {
+            "reading and writing"
+        },
+        source,
+    };
+    // before opening: opening a FIFO waits for its other end
+    let before = path.metadata().map_err(open_error)?;
+    let block_device = check_kind(path, &before)?;
+    let file = OpenOptions::new()
+        .read(true)
+        .write(!readonly)
+        // a block device in use by anyone, a mount included, is EBUSY.
+        // Linux open(2), O_EXCL
+        .custom_flags(if block_device && !readonly {
+            libc::O_EXCL
+        } else {
+            0
+        })
+        .open(path)
+        .map_err(|source| match source.raw_os_error() {
+            Some(libc::EBUSY) => ImageError::InUse { path: path.into() },
+            _ => open_error(source),
+        })?;
+    let metadata = file.metadata().map_err(open_error)?;
+    let block_device = check_kind(path, &metadata)? && block_device;
+    Ok((file, block_device))
+}
+
+/// Locks an open image: readers share it.
+///
+/// # Errors
+/// [`ImageError`]
+pub(super) fn lock(file: &File, path: &Path, readonly: bool) -> Result<(), ImageError> {
+    sys::lock(file, !readonly).map_err(|source| match source.raw_os_error() {
+        Some(libc::EAGAIN | libc::EACCES) => ImageError::InUse { path: path.into() },
+        _ => ImageError::Lock {
+            path: path.into(),
+            source,
+        },
+    })
+}
+
+/// A guest can give its raw image the looks of any other. It stays raw: the
+/// format is the configuration's word alone.
+fn tell_qcow2(path: &Path, file: &File) {
+    let mut start = [0; qcow2::MAGIC.len()];
+    if file.read_exact_at(&mut start, 0).is_ok() && start == qcow2::MAGIC {
+        tracing::info!(
+            image = %path.display(),
+            "the raw image begins like one in the format qcow2; if it is one, and no guest's \
+             doing, it wants format = \"qcow2\""
+        );
     }
 }
 
@@ -387,6 +396,15 @@ fn device_discard(device: u64) -> Option<u32> {
         let granularity = limit(queue, "discard_granularity")?;
         (max > 0).then(|| u32::try_from(granularity).unwrap_or(u32::MAX))
     })
+}
+
+/// A disk in an image whose file has the shape `file`.
+fn shape_of_qcow2(qcow2: &Qcow2, file: Shape) -> Shape {
+    Shape {
+        size: qcow2.size(),
+        discard: qcow2.discard_granularity(),
+        ..file
+    }
 }
 
 /// What a disk of `size` bytes that keeps nothing looks like.

@@ -1,4 +1,5 @@
-//! The disk: a virtio block device on a raw file, a block device, or nothing.
+//! The disk: a virtio block device on an image (raw or qcow2, in a file or on a
+//! block device), or on nothing.
 //! virtio 1.3 §5.2
 //!
 //! ```text
@@ -20,13 +21,18 @@ mod latency;
 mod limit;
 mod medium;
 mod op;
+mod qcow2;
 mod request;
 mod stats;
 mod sys;
 #[cfg(test)]
 mod tests;
+mod zeroes;
 
-pub use config::{BlkConfig, BlkSpec, ConfigError, EngineKind};
+pub use config::{BlkConfig, BlkSpec, ConfigError, EngineKind, Format};
 pub use device::BlkDevice;
 pub use image::ImageError;
+pub use qcow2::HeaderError;
+#[cfg(fuzzing)]
+pub use qcow2::hostile;
 pub use stats::{BlkStats, BlkStatsSnapshot};

@@ -59,10 +59,42 @@ pub(super) enum Wait {
     No,
 }
 
-/// Moves bytes between the image at `offset` and the memory of `flight` from
-/// its byte `skip` on, in one system call; returns how many were moved, 0 at
-/// the end of the image or of the memory. Reading needs memory that was mapped
-/// with [`swiotlb::Access::Write`].
+/// Which bytes are moved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Span {
+    /// Where in the image, or in the file.
+    pub offset: u64,
+    /// Bytes of the request's memory before these.
+    pub skip: u64,
+    /// How many.
+    pub len: u64,
+}
+
+impl Span {
+    /// What is left of it behind its first `count` bytes.
+    pub(super) fn after(self, count: u64) -> Self {
+        let count = count.min(self.len);
+        Span {
+            offset: self.offset.saturating_add(count),
+            skip: self.skip.saturating_add(count),
+            len: self.len - count,
+        }
+    }
+
+    /// Its first `len` bytes, or all of them, at another place.
+    pub(super) fn first(self, len: u64, offset: u64) -> Self {
+        Span {
+            offset,
+            skip: self.skip,
+            len: self.len.min(len),
+        }
+    }
+}
+
+/// Moves the bytes of `span` between a file and the memory of `flight`, in one
+/// system call; returns how many were moved, 0 at the end of the file or of the
+/// memory. Reading needs memory that was mapped with
+/// [`swiotlb::Access::Write`].
 ///
 /// # Errors
 /// What the host said, EFAULT for memory that is gone included. With
@@ -72,16 +104,15 @@ pub(super) fn transfer<T>(
     file: &File,
     direction: Direction,
     flight: &InFlight<T>,
-    skip: u64,
-    offset: u64,
+    span: Span,
     wait: Wait,
 ) -> io::Result<u64> {
     let flags = match wait {
         Wait::Yes => 0,
         Wait::No => libc::RWF_NOWAIT,
     };
-    let vectors = vectors(flight.segments(), skip);
-    let offset = off_t::try_from(offset).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let vectors = vectors(flight.segments(), span.skip, span.len);
+    let offset = off_t::try_from(span.offset).map_err(|_| io::ErrorKind::InvalidInput)?;
     let count = c_int::try_from(vectors.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
     let (fd, vectors) = (file.as_raw_fd(), vectors.as_ptr());
     // SAFETY: `vectors` has `count` entries, each of them inside of a segment
@@ -98,9 +129,11 @@ pub(super) fn transfer<T>(
     Ok(moved)
 }
 
-/// The parts of `segments` from byte `skip` on, as far as one call takes them.
-pub(super) fn vectors(segments: &[Segment], skip: u64) -> SmallVec<[iovec; 16]> {
+/// The parts of `segments` that make up `len` bytes from byte `skip` on, as far
+/// as one call takes them.
+pub(super) fn vectors(segments: &[Segment], skip: u64, len: u64) -> SmallVec<[iovec; 16]> {
     let mut skip = usize::try_from(skip).unwrap_or(usize::MAX);
+    let mut left = usize::try_from(len).unwrap_or(usize::MAX);
     let mut vectors = SmallVec::new();
     for segment in segments {
         let skipped = skip.min(segment.len());
@@ -108,12 +141,14 @@ pub(super) fn vectors(segments: &[Segment], skip: u64) -> SmallVec<[iovec; 16]> 
         if skipped == segment.len() {
             continue;
         }
-        if vectors.len() == IOV_MAX {
+        if vectors.len() == IOV_MAX || left == 0 {
             break;
         }
+        let count = left.min(segment.len() - skipped);
+        left -= count;
         vectors.push(iovec {
             iov_base: segment.address().wrapping_add(skipped) as *mut libc::c_void,
-            iov_len: segment.len() - skipped,
+            iov_len: count,
         });
     }
     vectors
@@ -208,6 +243,17 @@ fn reads_directly(file: &File, align: usize) -> bool {
     });
     let part = start.and_then(|start| buffer.get_mut(start..start + align));
     part.is_some_and(|part| std::os::unix::fs::FileExt::read_at(file, part, 0).is_ok())
+}
+
+/// Where a file or block device ends, bytes.
+///
+/// # Errors
+/// What the host said.
+pub(super) fn end(file: &File, block_device: bool) -> io::Result<u64> {
+    match block_device {
+        true => device_size(file),
+        false => Ok(file.metadata()?.len()),
+    }
 }
 
 /// Size of a block device, bytes.

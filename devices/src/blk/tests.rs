@@ -1,14 +1,25 @@
 //! A disk's requests, from a driver's chain to the used ring.
 
-/// Makes a test of each function for each engine, by page cache and past it.
+/// Makes a test of each function for each engine, by page cache and past it, on
+/// images of each format.
 macro_rules! on_every_engine {
     ($($name:ident)*) => {
-        on_every_engine! { @mod cached_sync, On::new(EngineKind::Sync, false), $($name)* }
-        on_every_engine! { @mod cached_io_uring, On::new(EngineKind::IoUring, false), $($name)* }
-        on_every_engine! { @mod cached_threads, On::new(EngineKind::Threads, false), $($name)* }
-        on_every_engine! { @mod direct_threads, On::new(EngineKind::Threads, true), $($name)* }
-        on_every_engine! { @mod direct_sync, On::new(EngineKind::Sync, true), $($name)* }
-        on_every_engine! { @mod direct_io_uring, On::new(EngineKind::IoUring, true), $($name)* }
+        on_every_raw_engine! { $($name)* }
+        on_every_raw_engine! { @mod qcow2_sync, On::qcow2(EngineKind::Sync, false), $($name)* }
+        on_every_raw_engine! { @mod qcow2_threads, On::qcow2(EngineKind::Threads, false), $($name)* }
+        on_every_raw_engine! { @mod qcow2_direct, On::qcow2(EngineKind::Threads, true), $($name)* }
+    };
+}
+
+/// The same for raw images alone.
+macro_rules! on_every_raw_engine {
+    ($($name:ident)*) => {
+        on_every_raw_engine! { @mod cached_sync, On::new(EngineKind::Sync, false), $($name)* }
+        on_every_raw_engine! { @mod cached_io_uring, On::new(EngineKind::IoUring, false), $($name)* }
+        on_every_raw_engine! { @mod cached_threads, On::new(EngineKind::Threads, false), $($name)* }
+        on_every_raw_engine! { @mod direct_threads, On::new(EngineKind::Threads, true), $($name)* }
+        on_every_raw_engine! { @mod direct_sync, On::new(EngineKind::Sync, true), $($name)* }
+        on_every_raw_engine! { @mod direct_io_uring, On::new(EngineKind::IoUring, true), $($name)* }
     };
     (@mod $module:ident, $on:expr, $($name:ident)*) => {
         mod $module {
@@ -31,6 +42,7 @@ mod configuration;
 mod limited;
 mod malformed;
 mod null;
+mod qcow2;
 mod requests;
 mod resized;
 mod speed;
@@ -46,8 +58,9 @@ use virtio_bindings::virtio_blk as blk;
 use zerocopy::IntoBytes;
 
 use super::engine::probe_io_uring;
+use super::qcow2::made::{self, Maker};
 use super::request::{Header, WireExtent};
-use super::{BlkConfig, BlkDevice, BlkStatsSnapshot, EngineKind};
+use super::{BlkConfig, BlkDevice, BlkStatsSnapshot, EngineKind, Format};
 use crate::testing::{Buffer, CHUNK, DriverRing, GuestRam, Line, readable};
 use crate::virtio::features::{RING_INDIRECT_DESC, VERSION_1};
 use crate::virtio::{ActiveQueue, Device, QueueError, QueueHandler};
@@ -68,6 +81,7 @@ const UNMAP: u32 = blk::VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP;
 struct On {
     engine: EngineKind,
     direct: bool,
+    format: Format,
     /// Options of the bounce pool.
     pool: &'static str,
     grants: GrantMode,
@@ -79,8 +93,17 @@ impl On {
         On {
             engine,
             direct,
+            format: Format::Raw,
             pool: "128",
             grants: GrantMode::Map,
+        }
+    }
+
+    /// The same on a qcow2 image.
+    fn qcow2(engine: EngineKind, direct: bool) -> Self {
+        On {
+            format: Format::Qcow2,
+            ..On::new(engine, direct)
         }
     }
 
@@ -105,10 +128,14 @@ impl On {
 
     /// A disk whose driver takes those of its features that are in `mask`.
     fn negotiating(self, configure: impl FnOnce(&mut BlkConfig), mask: u64) -> Rig {
-        let image = new_image();
+        let image = match self.format {
+            Format::Raw => new_image(),
+            Format::Qcow2 => file_of(&Maker::full(&pattern(0, SIZE)).make()),
+        };
         let config = BlkConfig {
             engine: self.engine,
             direct: self.direct,
+            format: self.format,
             ..BlkConfig::new(image.path())
         };
         Rig::over(image, config, configure, mask, self)
@@ -222,8 +249,9 @@ impl Rig {
         self.ram.read(buffer.address, buffer.len as usize)
     }
 
+    /// What the disk's image has for its guest.
     fn image(&self) -> Vec<u8> {
-        std::fs::read(self.image.path()).unwrap()
+        made::disk(self.image.path())
     }
 
     /// Blocks of 512 bytes that the image takes on its file system, which may
@@ -240,9 +268,13 @@ impl Rig {
 
 /// An image of `SIZE` whose bytes are their sector's number, modulo 251.
 fn new_image() -> NamedTempFile {
-    let image = NamedTempFile::new().unwrap();
-    image.as_file().write_all_at(&pattern(0, SIZE), 0).unwrap();
-    image
+    file_of(&pattern(0, SIZE))
+}
+
+fn file_of(bytes: &[u8]) -> NamedTempFile {
+    let file = NamedTempFile::new().unwrap();
+    file.as_file().write_all_at(bytes, 0).unwrap();
+    file
 }
 
 fn header(kind: u32, sector: u64) -> Header {

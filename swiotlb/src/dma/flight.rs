@@ -119,6 +119,13 @@ impl<T> InFlight<T> {
         count
     }
 
+    /// Copies `bytes` into the memory from byte `skip` on, as much as fits;
+    /// returns how much, and states nothing: for engines that write in pieces.
+    /// For requests whose ranges were all mapped with [`Access::Write`].
+    pub fn write_at(&self, skip: u64, bytes: &[u8]) -> usize {
+        segment::copy_in_at(&self.segments, skip, bytes)
+    }
+
     /// Copies the memory into `bytes`, as much as fits; returns how much.
     pub fn read(&self, bytes: &mut [u8]) -> usize {
         segment::copy_out(&self.segments, bytes)

@@ -5,6 +5,7 @@
 #   # vcpus: N               (optional) dom0's virtual processors, instead of one; the machine has one processor
 #   # memory: MIB            (optional) the machine's memory, instead of 2048
 #   # machine: direct-mapped (optional) Xen starts a second domain beside dom0 (machine.sh)
+#   # tools: qemu-img        (optional) what dom0 has beside what every case finds there (qemu-img.sh)
 #   # seconds: N             how long the case may take inside dom0; "soak" in it is LAB_SOAK_SECONDS
 #   # needs: FILE            (optional) it is left out where the project has no such file
 #   # extra: yes             (optional) not one of "all"

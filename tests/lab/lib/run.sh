@@ -28,6 +28,8 @@ run_cases() {
     "$(printf '%s\n' "${machines[@]}" | cut -d' ' -f2 | sort -u)"
   SUITE=
   [[ " $* " != *" $SUITE_CASE "* ]] || need_suite
+  QEMU_IMG=
+  for name; do [ "$(case_header "$name" tools)" != qemu-img ] || need_qemu_img; done
   temporary_directory
   for machine in "${machines[@]}"; do
     wanted=()
@@ -169,6 +171,7 @@ lab_shell() {
   [[ " ${KERNELS[*]} " == *" $1 "* ]] || die "there is no kernel '$1'; there are: ${KERNELS[*]}"
   prepare "$1" lab
   SUITE=
+  QEMU_IMG=
   temporary_directory
   make_initrd "$TEMPORARY"
   machine_command "$TEMPORARY" "$INITRD" 1 2048 plain "lab.soak=$LAB_SOAK_SECONDS"

@@ -102,10 +102,11 @@ impl Share {
     }
 }
 
-fn verified(device: &str) {
-    let bytes = QUEUES * BLOCKS * BLOCK;
-    let program = Program::serve(&[device], bytes as u64);
-    let (mut disk, queues) = start(&program);
+/// Bytes of the disk.
+const DISK: u64 = (QUEUES * BLOCKS * BLOCK) as u64;
+
+fn verified(program: &Program) {
+    let (mut disk, queues) = start(program);
     let capacity = disk.get_u64("capacity").unwrap();
     let region: MemoryRegion = disk.alloc_mem_region(QUEUES * DEPTH * BLOCK).unwrap();
     disk.map_mem_region(&region).unwrap();
@@ -122,17 +123,44 @@ fn verified(device: &str) {
         }
     });
 
-    assert_eq!(capacity, bytes as u64);
+    assert_eq!(capacity, DISK);
     assert_eq!(program.count("WARN"), 0);
     disk.unmap_mem_region(&region);
 }
 
 #[test]
 fn four_queues_read_what_they_have_written() {
-    verified("blk,path=DISK,queues=4,queue-size=64,engine=io-uring");
+    let device = "blk,path=DISK,queues=4,queue-size=64,engine=io-uring";
+
+    verified(&Program::serve(&[device], DISK));
 }
 
 #[test]
 fn four_queues_read_what_they_have_written_with_the_other_engine() {
-    verified("blk,path=DISK,queues=4,queue-size=64,engine=sync");
+    let device = "blk,path=DISK,queues=4,queue-size=64,engine=sync";
+
+    verified(&Program::serve(&[device], DISK));
+}
+
+#[test]
+fn four_queues_read_what_they_have_written_past_the_page_cache() {
+    let device = "blk,path=DISK,queues=4,queue-size=64,direct=true";
+    let program = Program::serve(&[device], DISK);
+
+    verified(&program);
+
+    assert_eq!(
+        program.lines("disk opened")[0].matches("direct=").count(),
+        1
+    );
+}
+
+#[test]
+fn four_queues_read_what_they_have_written_to_a_qcow2_image() {
+    let device = "blk,path=DISK,format=qcow2,queues=4,queue-size=64";
+    let program = Program::serve_qcow2(device, DISK);
+
+    verified(&program);
+
+    assert_eq!(program.qcow2_image().len() as u64, DISK);
 }

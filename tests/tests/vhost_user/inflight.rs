@@ -102,10 +102,16 @@ fn connect(program: &Program, load: &Load, kept: Option<Kept>) -> (Session, Kept
     (session, kept)
 }
 
+/// Bytes of the disk.
+const DISK: u64 = 1 << 20;
+
 /// Kills and restarts it under load; returns how many requests were in flight
 /// at the moments it died.
-fn killed_under_load(device: &str, kills: u64) -> usize {
-    let mut program = Program::serve(&[device], 1 << 20);
+fn killed_under_load(
+    mut program: Program,
+    kills: u64,
+    image: impl FnOnce(&Program) -> Vec<u8>,
+) -> usize {
     let mut load = Load::new();
     let (mut session, mut kept) = connect(&program, &load, None);
     let mut found = 0;
@@ -127,7 +133,8 @@ fn killed_under_load(device: &str, kills: u64) -> usize {
     let ends = [0, 1].map(|ring: usize| u32::from(load.guest.rings[ring].available()));
     assert_eq!(bases, ends);
     assert_eq!(kept.in_flight(RINGS), 0);
-    let image = program.image();
+    program.terminate();
+    let image = image(&program);
     for (ring, numbers) in load.numbers.iter().enumerate() {
         for (slot, number) in (0..).zip(numbers) {
             let at = usize::try_from(block(ring, slot)).unwrap() * BLOCK as usize;
@@ -140,8 +147,9 @@ fn killed_under_load(device: &str, kills: u64) -> usize {
 #[test]
 fn killed_in_full_flight_it_loses_nothing_and_does_nothing_twice() {
     let device = "blk,path=DISK,queue-size=128,queues=2,engine=io-uring";
+    let program = Program::serve(&[device], DISK);
 
-    let in_flight = killed_under_load(device, 20);
+    let in_flight = killed_under_load(program, 20, Program::image);
 
     assert!(in_flight > 0, "nothing was in flight when it died");
 }
@@ -149,8 +157,19 @@ fn killed_in_full_flight_it_loses_nothing_and_does_nothing_twice() {
 #[test]
 fn so_it_is_with_the_other_engine() {
     let device = "blk,path=DISK,queue-size=128,queues=2,engine=sync";
+    let program = Program::serve(&[device], DISK);
 
-    let in_flight = killed_under_load(device, 20);
+    let in_flight = killed_under_load(program, 20, Program::image);
+
+    assert!(in_flight > 0, "nothing was in flight when it died");
+}
+
+#[test]
+fn so_it_is_on_a_qcow2_image_whose_tables_grow_meanwhile() {
+    let device = "blk,path=DISK,format=qcow2,queue-size=128,queues=2";
+    let program = Program::serve_qcow2(device, DISK);
+
+    let in_flight = killed_under_load(program, 20, Program::qcow2_image);
 
     assert!(in_flight > 0, "nothing was in flight when it died");
 }

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
+use tests::qcow2;
 
 /// Bounds every wait; no test is about time.
 pub const PATIENCE: Duration = Duration::from_secs(120);
@@ -24,9 +25,20 @@ impl Program {
     /// Serves `devices`, each on the socket of its number; `DISK` in them
     /// stands for an image of `bytes`.
     pub fn serve(devices: &[&str], bytes: u64) -> Program {
+        Program::on(devices, |disk| {
+            File::create_new(disk).unwrap().set_len(bytes).unwrap();
+        })
+    }
+
+    /// The same on a qcow2 image, which is one by the name of `format=qcow2`.
+    pub fn serve_qcow2(device: &str, bytes: u64) -> Program {
+        Program::on(&[device], |disk| qcow2::create(disk, bytes, None))
+    }
+
+    fn on(devices: &[&str], make: impl FnOnce(&Path)) -> Program {
         let directory = tempfile::tempdir().unwrap();
         let disk = directory.path().join("disk");
-        File::create_new(&disk).unwrap().set_len(bytes).unwrap();
+        make(&disk);
         let devices = devices.iter().enumerate().map(|(number, device)| {
             let socket = directory.path().join(format!("{number}.sock"));
             (socket, device.replace("DISK", disk.to_str().unwrap()))
@@ -87,6 +99,11 @@ impl Program {
     /// The image.
     pub fn image(&self) -> Vec<u8> {
         fs::read(self.directory.path().join("disk")).unwrap()
+    }
+
+    /// The disk in the image, which is in the format qcow2.
+    pub fn qcow2_image(&self) -> Vec<u8> {
+        qcow2::disk(&self.directory.path().join("disk"))
     }
 
     /// How many lines of the log have `text`.

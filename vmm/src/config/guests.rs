@@ -51,6 +51,7 @@ pub struct GuestOverrides {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 pub struct DiskOverrides {
+    format: Option<devices::blk::Format>,
     null: Option<u64>,
     serial: Option<String>,
     discard: Option<bool>,
@@ -187,6 +188,7 @@ impl DiskOverrides {
     /// Puts what is said here in the place of what `disk` has.
     #[must_use]
     pub fn apply(&self, mut disk: BlkConfig) -> BlkConfig {
+        disk.format = self.format.unwrap_or(disk.format);
         if self.null.is_some() {
             // what the toolstack has named is left alone
             disk.path = PathBuf::new();

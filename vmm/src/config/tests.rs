@@ -161,6 +161,20 @@ fn a_value_that_no_disk_can_have_names_its_line_key_and_value() {
     assert!(text.contains("100"), "{text}");
 }
 
+#[test]
+fn an_engine_that_does_not_serve_the_format_names_its_line_and_key() {
+    let text = refused("[guest.a.disk.xvda]\nformat = \"qcow2\"\nengine = \"io-uring\"\n");
+    let other = refused("[guest.a.disk.xvda]\nformat = \"vmdk\"\n");
+
+    assert!(
+        text.starts_with("/etc/xen-dm.toml, line 3, key guest.a.disk.xvda.engine"),
+        "{text}"
+    );
+    assert!(text.contains("qcow2"), "{text}");
+    assert!(other.starts_with("/etc/xen-dm.toml, line 2"), "{other}");
+    assert!(other.contains("vmdk") && other.contains("raw"), "{other}");
+}
+
 /// What is behind a generic device.
 fn behind(config: &Config, guest: &str, devid: u32, id: u32) -> Option<String> {
     let device = config.guest(guest, None);

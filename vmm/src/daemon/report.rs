@@ -79,6 +79,7 @@ fn device(stats: &DeviceStats, served: Option<&ServedDevice>) -> DeviceStatus {
         status.kind = Some(served.kind.to_owned());
         status.name = served.name.clone();
         status.image = served.path.as_ref().map(|path| path.display().to_string());
+        status.format = served.format.map(|format| format.name().to_owned());
         status.driver_starts = served.starts;
         status.failures = served.failures;
     }

@@ -5,6 +5,8 @@ use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
+use devices::blk::Format;
+
 use crate::discovery::DomainInfo;
 use crate::guest::{DeviceKey, Guest};
 use crate::spec::SlotSpec;
@@ -42,6 +44,8 @@ pub(super) struct ServedDevice {
     pub name: Option<String>,
     /// Its image.
     pub path: Option<PathBuf>,
+    /// The format of its image.
+    pub format: Option<Format>,
     /// Which file its image is.
     pub image: Option<FileId>,
     /// How far it is.
@@ -60,6 +64,7 @@ impl ServedDevice {
             kind: spec.device.kind().name,
             name: spec.name.clone(),
             path: spec.image().map(Path::to_owned),
+            format: spec.format(),
             image,
             phase: Phase::Served,
             starts: 0,

@@ -43,6 +43,20 @@ pub enum ArgumentError {
         /// What is wrong.
         message: String,
     },
+    /// The same of a disk whose path was cut at a comma, perhaps.
+    #[error(
+        "{}{message} (the image is {path:?}: what --disk has up to its first comma. One whose path \
+         has a comma is said by --device 'blk,path=\"PATH\"')",
+        prefix(key)
+    )]
+    Disk {
+        /// The image.
+        path: String,
+        /// The key, if it is about one.
+        key: String,
+        /// What is wrong.
+        message: String,
+    },
     /// A value that no device of its kind can have.
     #[error(transparent)]
     Device(#[from] ConfigError),
@@ -97,7 +111,14 @@ pub fn parse_disk(text: &str) -> Result<DeviceArgument, ArgumentError> {
     let (path, rest) = text.split_once(',').unwrap_or((text, ""));
     let mut words = vec![("path", path)];
     words.extend(keys(rest)?);
-    DeviceArgument::new("blk", words)
+    DeviceArgument::new("blk", words).map_err(|error| match error {
+        ArgumentError::Refused { key, message } => ArgumentError::Disk {
+            path: path.to_owned(),
+            key,
+            message,
+        },
+        other => other,
+    })
 }
 
 impl FromStr for DeviceArgument {
@@ -249,6 +270,17 @@ mod tests {
             (argument.mmio, argument.irq, argument.grants),
             (None, None, None)
         );
+    }
+
+    #[test]
+    fn a_disk_whose_path_has_a_comma_is_told_where_to_say_so() {
+        let error = parse_disk("/images/a,b.img,readonly")
+            .unwrap_err()
+            .to_string();
+
+        for word in ["b.img", "\"/images/a\"", "--device 'blk,path=\"PATH\"'"] {
+            assert!(error.contains(word), "{word} in {error}");
+        }
     }
 
     #[test]

@@ -154,6 +154,9 @@ pub struct DeviceStatus {
     pub name: Option<String>,
     /// The image behind it.
     pub image: Option<String>,
+    /// How the image's bytes make a disk: `raw` or `qcow2`.
+    #[serde(default)]
+    pub format: Option<String>,
     /// How far it is.
     pub state: DeviceState,
     /// Its virtio device id.
@@ -263,6 +266,7 @@ impl From<&DeviceStats> for DeviceStatus {
             kind: None,
             name: None,
             image: None,
+            format: None,
             state: match stats {
                 DeviceStats { removing: true, .. } => DeviceState::Removing,
                 DeviceStats {

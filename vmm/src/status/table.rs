@@ -145,7 +145,14 @@ fn detail(device: &DeviceStatus, out: &mut impl Write) -> io::Result<()> {
         ..
     } = device.dma;
     let image = device.image.as_deref().unwrap_or_default();
-    let head = format!("  {}: {}", printable(&device.device), printable(image));
+    let format = device.format.as_deref().filter(|format| *format != "raw");
+    let format = format.map(|format| format!(" ({})", printable(format)));
+    let head = format!(
+        "  {}: {}{}",
+        printable(&device.device),
+        printable(image),
+        format.unwrap_or_default()
+    );
     writeln!(out, "{}", head.trim_end())?;
     writeln!(
         out,

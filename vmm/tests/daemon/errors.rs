@@ -8,8 +8,16 @@ use crate::bench::{Bench, LONG, until};
 
 /// Bad and good disk of one guest; the good one has to be served.
 fn refused(bad: impl FnOnce(&Bench, VirtioDisk) -> VirtioDisk) -> (String, String) {
+    refused_with("", bad)
+}
+
+/// The same with a configuration.
+fn refused_with(
+    toml: &str,
+    bad: impl FnOnce(&Bench, VirtioDisk) -> VirtioDisk,
+) -> (String, String) {
     let bench = Bench::new();
-    let daemon = bench.daemon();
+    let daemon = bench.daemon_with(bench.options(toml));
     let guest = bench.guest("web");
     let disk = bench.disk(&guest, 0);
     let disk = bad(&bench, disk);
@@ -77,6 +85,20 @@ fn a_size_that_is_no_multiple_of_512_is_told() {
         error.contains("odd.img") && error.contains("1000 bytes"),
         "{error}"
     );
+}
+
+#[test]
+fn an_image_that_is_not_in_its_format_is_told_with_its_path() {
+    let toml = "[guest.web.disk.xvda]\nformat = \"qcow2\"\n";
+
+    let (error, line) = refused_with(toml, |_, disk| disk);
+
+    for text in [&error, &line] {
+        assert!(
+            text.contains("0.img cannot be served as qcow2: it does not begin as a qcow2 image"),
+            "{text}"
+        );
+    }
 }
 
 #[test]

@@ -105,6 +105,7 @@ fn a_device_is_told_with_its_names_place_and_image() {
     assert_eq!(told.kind.as_deref(), Some("blk"));
     assert_eq!(told.name.as_deref(), Some("xvda"));
     assert_eq!(told.image.as_ref(), Some(&disk.params));
+    assert_eq!(told.format.as_deref(), Some("raw"));
     assert_eq!(
         (told.base, told.irq, told.device_type),
         (disk.base, disk.irq, 2)

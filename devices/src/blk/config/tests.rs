@@ -98,6 +98,31 @@ fn values_out_of_bounds_are_refused() {
 }
 
 #[test]
+fn a_qcow2_image_is_served_by_threads_and_never_by_io_uring() {
+    let qcow2 = |engine| BlkConfig {
+        format: Format::Qcow2,
+        engine,
+        ..disk()
+    };
+
+    let auto = qcow2(EngineKind::Auto).validate().unwrap();
+    let sync = qcow2(EngineKind::Sync).validate().unwrap();
+    let ring = qcow2(EngineKind::IoUring).validate().unwrap_err();
+    let nothing = BlkConfig {
+        format: Format::Qcow2,
+        ..BlkConfig::null(4096)
+    };
+
+    assert_eq!(auto.format(), Some(Format::Qcow2));
+    assert_eq!(
+        (auto.engine, sync.engine),
+        (EngineKind::Threads, EngineKind::Sync)
+    );
+    assert_eq!((ring.key(), ring), ("engine", ConfigError::Engine));
+    assert_eq!(nothing.validate(), Err(ConfigError::NullFormat));
+}
+
+#[test]
 fn a_rate_has_a_seconds_burst_unless_it_is_said() {
     let limited = |burst| BlkConfig {
         bytes_per_second: Some(5000),

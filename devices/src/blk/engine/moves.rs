@@ -9,7 +9,7 @@ use swiotlb::InFlight;
 use super::ring::Ring;
 use super::threads::Threads;
 use crate::blk::op::Op;
-use crate::blk::sys::Direction;
+use crate::blk::sys::{Direction, Span};
 
 /// The image by way of the page cache, among the files of a [`Mover`].
 pub(super) const CACHED: u32 = 0;
@@ -20,14 +20,10 @@ pub(super) const DIRECT: u32 = 1;
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Move {
     pub direction: Direction,
-    /// Which of the files.
+    /// Which of the files; of a raw image alone.
     pub file: u32,
-    /// Where in the file.
-    pub offset: u64,
-    /// Bytes of the request's memory before the move's.
-    pub skip: u64,
-    /// Bytes to be moved.
-    pub len: u64,
+    /// What is to be moved.
+    pub span: Span,
 }
 
 /// What has been completed.

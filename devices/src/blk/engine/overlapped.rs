@@ -21,7 +21,7 @@ use crate::blk::image::Image;
 use crate::blk::op::Op;
 use crate::blk::request::{Request, Status};
 use crate::blk::stats::BlkStats;
-use crate::blk::sys::{self, Direction, Wait};
+use crate::blk::sys::{self, Direction, Span, Wait};
 
 /// See the module.
 pub(in crate::blk) struct Overlapped {
@@ -139,9 +139,11 @@ impl Overlapped {
         let asked = Move {
             direction,
             file: self.file_for(offset, len),
-            offset,
-            skip: 0,
-            len,
+            span: Span {
+                offset,
+                skip: 0,
+                len,
+            },
         };
         match self.move_in_line(&flight, &asked) {
             Some(result) => self.moved(flight, asked, result),
@@ -153,12 +155,14 @@ impl Overlapped {
     /// wait for the disk.
     fn move_in_line(&mut self, flight: &InFlight<Op>, asked: &Move) -> Option<io::Result<u64>> {
         let (image, direction) = (&self.image, asked.direction);
-        let attempt = |wait| {
-            let (skip, offset) = (asked.skip, asked.offset);
-            sys::transfer(image.file(), direction, flight, skip, offset, wait)
-        };
+        let attempt = |wait| sys::transfer(image.file(), direction, flight, asked.span, wait);
         if asked.file != CACHED {
             return None;
+        }
+        if image.qcow2().is_some() {
+            // nobody can tell whether its tables have to be waited for
+            let in_line = || image.transfer(direction, flight, asked.span);
+            return self.alone.then(in_line);
         }
         if !self.blind.contains(&direction) {
             match attempt(Wait::No) {
@@ -234,8 +238,8 @@ impl Overlapped {
     fn moved(&mut self, mut flight: InFlight<Op>, asked: Move, result: io::Result<u64>) {
         let (count, error) = match result {
             Ok(0) => (0, ended_early()),
-            Ok(count) if count >= asked.len => {
-                let moved = asked.skip + asked.len;
+            Ok(count) if count >= asked.span.len => {
+                let moved = asked.span.skip + asked.span.len;
                 self.outcomes.note(&mut flight, moved, Ok(()));
                 return self.done(flight);
             }
@@ -245,18 +249,16 @@ impl Overlapped {
         match error.kind() {
             // the rest, or all of it again
             io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock => {
-                let (offset, len) = (asked.offset + count, asked.len - count);
+                let span = asked.span.after(count);
                 let rest = Move {
-                    file: self.file_for(offset, len),
-                    offset,
-                    skip: asked.skip + count,
-                    len,
+                    file: self.file_for(span.offset, span.len),
+                    span,
                     ..asked
                 };
                 self.mover.start(flight, rest);
             }
             _ => {
-                self.outcomes.note(&mut flight, asked.skip, Err(error));
+                self.outcomes.note(&mut flight, asked.span.skip, Err(error));
                 self.done(flight);
             }
         }

@@ -114,7 +114,8 @@ impl Ring {
 
     /// Queues a move; [`Ring::submit`] gives it to the kernel.
     pub(super) fn start(&mut self, flight: InFlight<Op>, asked: Move) {
-        let vectors = vectors(flight.segments(), asked.skip).into_boxed_slice();
+        let vectors =
+            vectors(flight.segments(), asked.span.skip, asked.span.len).into_boxed_slice();
         let entry = self.slots.vacant_entry();
         let key = entry.key() as u64;
         let slot = entry.insert(Slot {
@@ -129,10 +130,10 @@ impl Ring {
                 let base = iov_base.cast::<u8>();
                 match asked.direction {
                     Direction::Read => opcode::ReadFixed::new(file, base, len, index)
-                        .offset(asked.offset)
+                        .offset(asked.span.offset)
                         .build(),
                     Direction::Write => opcode::WriteFixed::new(file, base, len, index)
-                        .offset(asked.offset)
+                        .offset(asked.span.offset)
                         .build(),
                 }
             }
@@ -141,10 +142,10 @@ impl Ring {
                 let list = slot.vectors.as_ptr();
                 match asked.direction {
                     Direction::Read => opcode::Readv::new(file, list, count)
-                        .offset(asked.offset)
+                        .offset(asked.span.offset)
                         .build(),
                     Direction::Write => opcode::Writev::new(file, list, count)
-                        .offset(asked.offset)
+                        .offset(asked.span.offset)
                         .build(),
                 }
             }

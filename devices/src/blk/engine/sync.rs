@@ -14,7 +14,7 @@ use crate::blk::image::Image;
 use crate::blk::op::Op;
 use crate::blk::request::{Request, Status};
 use crate::blk::stats::BlkStats;
-use crate::blk::sys::{self, Direction, Wait};
+use crate::blk::sys::{Direction, Span};
 
 /// See the module.
 pub(in crate::blk) struct Sync {
@@ -67,7 +67,7 @@ impl Sync {
     /// Makes the image durable, and completes those who wait for that.
     fn sync(&mut self, mut waiting: Vec<InFlight<Op>>) {
         self.stats.count_sync();
-        if let Err(error) = self.image.file().sync_data() {
+        if let Err(error) = self.image.sync() {
             self.outcomes.note_all(&mut waiting, &error);
         }
         self.completed.append(&mut waiting);
@@ -95,15 +95,15 @@ impl Sync {
         offset: u64,
         len: u64,
     ) -> (u64, io::Result<()>) {
-        let mut moved = 0;
-        while moved < len {
-            let file = self.image.file_for(offset + moved, len - moved);
-            match sys::transfer(file, direction, flight, moved, offset + moved, Wait::Yes) {
-                Ok(0) => return (moved, Err(ended_early())),
-                Ok(count) => moved += count,
-                Err(error) => return (moved, Err(error)),
+        let skip = 0;
+        let mut left = Span { offset, skip, len };
+        while left.len > 0 {
+            match self.image.transfer(direction, flight, left) {
+                Ok(0) => return (left.skip, Err(ended_early())),
+                Ok(count) => left = left.after(count),
+                Err(error) => return (left.skip, Err(error)),
             }
         }
-        (moved, Ok(()))
+        (left.skip, Ok(()))
     }
 }

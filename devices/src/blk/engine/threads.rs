@@ -13,10 +13,9 @@ use std::thread::{Builder, JoinHandle};
 use rustix::event::{EventfdFlags, eventfd};
 use swiotlb::InFlight;
 
-use super::moves::{Completion, DIRECT, Move};
+use super::moves::{Completion, Move};
 use crate::blk::image::Image;
 use crate::blk::op::Op;
-use crate::blk::sys::{self, Wait};
 
 /// Threads of one queue.
 const THREADS: usize = 4;
@@ -142,7 +141,7 @@ impl One {
             drop(work);
             let completion = match received {
                 Ok(Work::Move(flight, asked)) => self.carry_out(flight, asked),
-                Ok(Work::Sync) => Completion::Synced(self.image.file().sync_data()),
+                Ok(Work::Sync) => Completion::Synced(self.image.sync()),
                 Err(_) => return,
             };
             // both fail only when nobody waits any more
@@ -152,15 +151,7 @@ impl One {
     }
 
     fn carry_out(&self, flight: InFlight<Op>, asked: Move) -> Completion {
-        let direct = self.image.direct_file().filter(|_| asked.file == DIRECT);
-        let result = sys::transfer(
-            direct.unwrap_or(self.image.file()),
-            asked.direction,
-            &flight,
-            asked.skip,
-            asked.offset,
-            Wait::Yes,
-        );
+        let result = self.image.transfer(asked.direction, &flight, asked.span);
         Completion::Moved(flight, asked, result)
     }
 }

@@ -1,4 +1,4 @@
-//! Requests that break a rule, or whose memory or image is gone.
+//! Requests that break a rule, or whose memory is gone.
 
 use super::*;
 
@@ -15,7 +15,6 @@ on_every_engine! {
     a_chain_without_a_whole_header_breaks_the_queue
     a_status_that_cannot_be_written_breaks_the_queue_after_the_others
     memory_that_is_not_there_fails_its_own_request_alone
-    an_image_that_has_shrunk_fails_what_is_gone_and_is_not_waited_for
     a_guest_never_moves_the_end_of_its_image
 }
 
@@ -253,21 +252,6 @@ fn memory_that_is_not_there_fails_its_own_request_alone(on: On) {
     assert_eq!(rig.read_back(data), pattern(1, 512));
     assert_eq!(rig.stats().unreachable, 5);
     assert_eq!(rig.ram.lent(), 0);
-}
-
-fn an_image_that_has_shrunk_fails_what_is_gone_and_is_not_waited_for(on: On) {
-    let mut rig = on.rig();
-    rig.image.as_file().set_len(1024 * 512 + 700).unwrap();
-    let data = rig.space(4096);
-
-    let answer = rig.request(blk::VIRTIO_BLK_T_IN, 1023, &[data]);
-    let inside = rig.request(blk::VIRTIO_BLK_T_IN, 0, &[rig.space(512)]);
-
-    // what there was has been written, and no more is claimed
-    assert_eq!(answer, (IOERR, 512 + 700));
-    assert_eq!(rig.read_back(data)[..1212], pattern(1023, 1212));
-    assert_eq!(inside, (OK, 513));
-    assert_eq!(rig.stats().host_errors, 1);
 }
 
 fn a_guest_never_moves_the_end_of_its_image(on: On) {

@@ -2,12 +2,13 @@
 
 use super::*;
 
-on_every_engine! {
+on_every_raw_engine! {
     a_disk_grows_with_its_image
     a_disk_shrinks_with_its_image_and_refuses_what_is_beyond
     a_part_of_a_block_at_the_end_is_not_the_guests
     nothing_has_changed_where_the_size_has_not
     an_image_that_has_shrunk_unseen_fails_its_reads_alone
+    an_image_that_has_shrunk_fails_what_is_gone_and_is_not_waited_for
 }
 
 /// The last sector of the image as it was at first.
@@ -91,5 +92,20 @@ fn an_image_that_has_shrunk_unseen_fails_its_reads_alone(on: On) {
     let inside = rig.request(blk::VIRTIO_BLK_T_IN, 0, &[space]);
 
     assert_eq!((beyond.0, inside.0), (IOERR, OK));
+    assert_eq!(rig.stats().host_errors, 1);
+}
+
+fn an_image_that_has_shrunk_fails_what_is_gone_and_is_not_waited_for(on: On) {
+    let mut rig = on.rig();
+    rig.image.as_file().set_len(1024 * 512 + 700).unwrap();
+    let data = rig.space(4096);
+
+    let answer = rig.request(blk::VIRTIO_BLK_T_IN, 1023, &[data]);
+    let inside = rig.request(blk::VIRTIO_BLK_T_IN, 0, &[rig.space(512)]);
+
+    // what there was has been written, and no more is claimed
+    assert_eq!(answer, (IOERR, 512 + 700));
+    assert_eq!(rig.read_back(data)[..1212], pattern(1023, 1212));
+    assert_eq!(inside, (OK, 513));
     assert_eq!(rig.stats().host_errors, 1);
 }

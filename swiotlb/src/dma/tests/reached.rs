@@ -22,6 +22,30 @@ fn a_plain_range_over_two_chunks_is_two_segments() {
 }
 
 #[test]
+fn a_part_of_a_request_is_written_wherever_its_segments_end() {
+    let (mut dma, ram, _) = paths();
+    let jobs = [job(1, &[(range(0x1ff0, 0x20), Access::Write)])];
+    let mapped = dma.map(jobs, Need::COPY).remove(0).ok().unwrap();
+    let flight = mapped.submit();
+
+    let over = flight.write_at(0xe, &[7; 4]);
+    let inside = flight.write_at(0x18, &[8; 2]);
+    let cut = flight.write_at(0x1f, &[9; 4]);
+    let beyond = flight.write_at(0x40, &[1]);
+
+    assert_eq!((over, inside, cut, beyond), (4, 2, 1, 0));
+    assert_eq!(flight.written(), 0);
+    let mut seen = [0; 0x21];
+    ram.slice(0x1ff0, 0x21).read_slice(&mut seen, 0).unwrap();
+    let mut expected = [0; 0x21];
+    expected[0xe..0x12].fill(7);
+    expected[0x18..0x1a].fill(8);
+    expected[0x1f] = 9;
+    assert_eq!(seen, expected);
+    dma.finish(&mut vec![flight]);
+}
+
+#[test]
 fn a_batch_of_grants_is_one_call_per_protection_and_given_back_by_finish() {
     let (mut dma, _, log) = paths();
     let jobs = (0..5).map(|i| {
