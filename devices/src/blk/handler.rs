@@ -16,7 +16,7 @@ use super::limit::Brake;
 use super::medium::Medium;
 use super::op::Op;
 use super::request::{BadRequest, Frame, Header, ID_BYTES, Limits, Parsed, Request, total};
-use super::stats::BlkStats;
+use super::stats::{Batch, BlkStats};
 use crate::virtio::worker::with_causes;
 use crate::virtio::{ActiveQueue, Chain, QueueError, QueueHandler};
 
@@ -333,11 +333,15 @@ impl BlkHandler {
             .collect();
         queue.dma().transfer(&mut transfers);
         let results: Vec<_> = transfers.into_iter().map(|t| t.result).collect();
-        let now = Instant::now();
+        let (now, mut batch) = (Instant::now(), Batch::default());
+        for done in &done {
+            self.stats.count(&mut batch, done.token(), now);
+            log_refusal(done.token());
+        }
+        // before the guest hears of them
+        self.stats.add(&batch);
         let mut broken = Ok(count);
         for (done, result) in done.into_iter().zip(results) {
-            self.stats.count(done.token(), now);
-            log_refusal(done.token());
             let (head, used_len) = (done.token().head(), done.token().used_len());
             match result {
                 Ok(()) => queue.push(done, used_len)?,

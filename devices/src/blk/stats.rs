@@ -74,6 +74,16 @@ stats! {
     unreachable,
 }
 
+/// The reads and writes of a batch: counters that all queues share are asked for
+/// once a batch.
+#[derive(Debug, Default)]
+pub(super) struct Batch {
+    reads: u64,
+    read_bytes: u64,
+    writes: u64,
+    written_bytes: u64,
+}
+
 impl BlkStats {
     /// Each value with its name: the counters, and how long requests took.
     pub(super) fn list(&self) -> Vec<(&'static str, u64)> {
@@ -92,8 +102,22 @@ impl BlkStats {
         self.limited.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Counts a request that is finished `now`.
-    pub(super) fn count(&self, op: &Op, now: Instant) {
+    /// Adds what a batch has counted.
+    pub(super) fn add(&self, batch: &Batch) {
+        for (counter, n) in [
+            (&self.reads, batch.reads),
+            (&self.read_bytes, batch.read_bytes),
+            (&self.writes, batch.writes),
+            (&self.written_bytes, batch.written_bytes),
+        ] {
+            if n > 0 {
+                counter.fetch_add(n, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Counts a request that is finished `now`; reads and writes in `batch`.
+    pub(super) fn count(&self, batch: &mut Batch, op: &Op, now: Instant) {
         let add = |counter: &AtomicU64, n: u64| {
             counter.fetch_add(n, Ordering::Relaxed);
         };
@@ -112,12 +136,12 @@ impl BlkStats {
         self.latencies.count(request, latency);
         match request {
             Request::Read { len, .. } => {
-                add(&self.reads, 1);
-                add(&self.read_bytes, *len);
+                batch.reads += 1;
+                batch.read_bytes += *len;
             }
             Request::Write { len, .. } => {
-                add(&self.writes, 1);
-                add(&self.written_bytes, *len);
+                batch.writes += 1;
+                batch.written_bytes += *len;
             }
             Request::Flush => add(&self.flushes, 1),
             Request::GetId => add(&self.ids, 1),

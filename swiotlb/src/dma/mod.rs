@@ -48,6 +48,16 @@ pub struct Dma {
     policy: Arc<GrantPolicy>,
     /// A request of the batch at hand waits for room in the pool.
     crowded: bool,
+    tally: Tally,
+}
+
+/// What the batch at hand has counted: counters that all queues share are asked
+/// for once a batch.
+#[derive(Default)]
+struct Tally {
+    direct: usize,
+    lookups: usize,
+    segments: usize,
 }
 
 impl Dma {
@@ -67,6 +77,7 @@ impl Dma {
             pool: Pool::None,
             policy: Arc::new(GrantPolicy::new(GrantMode::Map)),
             crowded: false,
+            tally: Tally::default(),
         }
     }
 
@@ -188,7 +199,7 @@ impl Dma {
             &self.counters,
             self.policy.learns(),
         );
-        placed
+        let mapped = placed
             .into_iter()
             .map(|placed| {
                 let (token, placed) = placed?;
@@ -196,7 +207,26 @@ impl Dma {
                     self.counters.rejected.add(1);
                 })
             })
-            .collect()
+            .collect();
+        self.count();
+        mapped
+    }
+
+    fn count(&mut self) {
+        let Tally {
+            direct,
+            lookups,
+            segments,
+        } = std::mem::take(&mut self.tally);
+        for (counter, n) in [
+            (&self.counters.direct, direct),
+            (&self.counters.lookups, lookups),
+            (&self.counters.segments, segments),
+        ] {
+            if n > 0 {
+                counter.add(n);
+            }
+        }
     }
 
     /// Copies into the bounce buffers what consumers will read there.
@@ -285,7 +315,7 @@ impl Dma {
         if let Some(loan) = loan {
             holds.push(Hold::Loan(loan));
         }
-        self.counters.segments.add(segments.len());
+        self.tally.segments += segments.len();
         Ok(Mapped::new(token, segments, holds))
     }
 

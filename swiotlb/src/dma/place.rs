@@ -114,7 +114,7 @@ impl Dma {
         for (range, found) in found {
             match found {
                 Found::Plain(segments, keep) => {
-                    self.counters.direct.add(1);
+                    self.tally.direct += 1;
                     placed.places.push(Place::Plain(segments));
                     placed.holds.push(Hold::Keep(keep));
                 }
@@ -163,7 +163,7 @@ impl Dma {
         let keep = source.translate(range, access, &mut segments)?;
         // of a guest mapped 1:1 it is the address plus a constant
         if self.kind == Kind::Translated {
-            self.counters.lookups.add(1);
+            self.tally.lookups += 1;
         }
         let reason = if need.pinned && !pinnable {
             Some(BounceReason::Pinned)

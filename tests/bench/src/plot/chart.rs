@@ -40,6 +40,10 @@ const LINE: i32 = 20;
 const LABELS: i32 = 200;
 const LONGEST: i32 = 170;
 const COLUMNS: usize = 2;
+/// Sizes of letters, in units of the library's, which are 0.81 pixels.
+const TITLE: u32 = 22;
+const HEAD: u32 = 17;
+const TEXT: u32 = 15;
 
 const OURS: RGBColor = RGBColor(0x1f, 0x6f, 0xb4);
 const THEIRS: RGBColor = RGBColor(0xb5, 0xbd, 0xc6);
@@ -72,13 +76,13 @@ impl Chart {
         let size = (u32::try_from(WIDTH)?, u32::try_from(height)?);
         let area = SVGBackend::new(file, size).into_drawing_area();
         area.fill(&WHITE).map_err(|error| error.to_string())?;
-        write(&area, &self.title, (MARGIN, MARGIN), 17, HPos::Left)?;
+        write(&area, &self.title, (MARGIN, MARGIN), TITLE, HPos::Left)?;
         for (line, note) in (1..).zip(&self.notes) {
             write(
                 &area,
                 note,
                 (MARGIN, MARGIN + 4 + LINE * line),
-                12,
+                TEXT,
                 HPos::Left,
             )?;
         }
@@ -96,18 +100,18 @@ impl Chart {
 }
 
 fn draw_panel(area: &Area<'_>, panel: &Panel, (left, top): (i32, i32)) -> Result<(), String> {
-    write(area, &panel.title, (left, top), 14, HPos::Left)?;
+    write(area, &panel.title, (left, top), HEAD, HPos::Left)?;
     let most = panel.bars.iter().map(|bar| bar.value).fold(0.0, f64::max);
     let mut y = top + LINE + 4;
     for bar in &panel.bars {
         let start = left + LABELS;
         let end = start + length(bar.value / most);
         let color = if bar.ours { OURS } else { THEIRS };
-        write(area, &bar.label, (start - 8, y), 13, HPos::Right)?;
+        write(area, &bar.label, (start - 8, y), TEXT, HPos::Right)?;
         let corners = [(start, y), (end, y + LINE - 6)];
         area.draw(&Rectangle::new(corners, color.filled()))
             .map_err(|error| error.to_string())?;
-        write(area, &bar.text, (end + 6, y), 13, HPos::Left)?;
+        write(area, &bar.text, (end + 6, y), TEXT, HPos::Left)?;
         y += LINE;
     }
     Ok(())
