@@ -151,6 +151,14 @@ impl Rig {
         }
     }
 
+    /// Sees both handlers rest. Whoever has just come or gone may ring once
+    /// more, from a thread of its own.
+    fn rests(&mut self) {
+        self.until("a handler never rests", |rig| {
+            !rig.receive.rings() && !rig.transmit.rings()
+        });
+    }
+
     /// Input that was used, in its order: those of `buffers` that are.
     fn received(&mut self, buffers: &[Buffer]) -> Vec<Vec<u8>> {
         let used = self.receive.ring.used();
