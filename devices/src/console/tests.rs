@@ -3,6 +3,7 @@
 mod device;
 mod input;
 mod output;
+mod ports;
 mod socket;
 mod terminal;
 
