@@ -16,7 +16,7 @@ use super::output::Output;
 use super::port::Port;
 use super::size::Size;
 use super::stats::{ConsoleStats, ControlStats};
-use crate::virtio::{Device, DeviceError, DeviceType, QueueHandler};
+use crate::virtio::{Device, DeviceError, DeviceType, HostPlace, QueueHandler};
 
 /// The window has a size. virtio 1.3 §5.3.3
 const F_SIZE: u64 = 1 << 0;
@@ -249,6 +249,14 @@ impl Device for ConsoleDevice {
 
     fn host_path(&self) -> Option<&Path> {
         Some(&self.handle.path)
+    }
+
+    fn places(&self) -> Vec<HostPlace> {
+        let place = |handle: &ConsoleHandle| HostPlace {
+            name: handle.name.clone(),
+            path: handle.path.clone(),
+        };
+        self.handles.iter().map(place).collect()
     }
 }
 

@@ -18,7 +18,7 @@
 //! # Several ports
 //! The first port is the console. With a name for it or with further ports the
 //! device offers VIRTIO_CONSOLE_F_MULTIPORT and has two queues more, for what is
-//! said of ports ([`control`]). A driver that does not take the feature has the
+//! said of ports. A driver that does not take the feature has the
 //! console alone. Each port has a buffer, a reader and workers of its own; none
 //! waits for another.
 //!

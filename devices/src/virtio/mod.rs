@@ -14,7 +14,7 @@ pub(crate) mod service_time;
 pub mod timer;
 pub mod worker;
 
-pub use device::{Device, DeviceError, DeviceType, DmaProvider, QueueHandler};
+pub use device::{Device, DeviceError, DeviceType, DmaProvider, HostPlace, QueueHandler};
 pub use interrupt::{Interrupt, Notifier};
 pub use mmio::{Answer, Transport, TransportOptions};
 pub use queue::{ActiveQueue, Chain, Head, QueueError, QueueLayout, QueuePosition};

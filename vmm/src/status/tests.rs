@@ -437,6 +437,10 @@ fn the_table_shows_what_counts_and_fits_a_terminal() {
         kind: Some("blk".into()),
         name: Some("xvda".into()),
         image: Some("/var/lib/xen/images/a-rather-long-name-of-an-image.img".into()),
+        places: vec![Place {
+            name: Some("agent".into()),
+            path: "/run/agent.sock".into(),
+        }],
         state: DeviceState::NeedsReset,
         device_type: 2,
         base: 0x0200_0000,
@@ -493,6 +497,7 @@ fn the_table_shows_what_counts_and_fits_a_terminal() {
         "64 granted",
         "granted data: copied up to 4096 bytes, else mapped (adaptive; learned: at 4096 bytes",
         "Translated: somebody said so",
+        "found at /run/agent.sock agent",
         "163840 read bytes, 40 reads",
         "1 broken, 3 malformed accesses",
         "domain 4, virtio/0: word",

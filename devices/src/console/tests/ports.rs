@@ -150,6 +150,9 @@ fn several_ports_are_offered_with_two_queues_each_and_two_for_control() {
     let handles = device.handles();
     let names: Vec<_> = handles.iter().map(|handle| handle.name()).collect();
     assert_eq!(names, [None, Some("agent"), Some("second")]);
+    let places = device.places();
+    assert_eq!(places[1].name.as_deref(), Some("agent"));
+    assert_eq!(places[1].path, handles[1].path());
     assert_eq!(device.features() & MULTIPORT, MULTIPORT);
     assert_eq!(device.queue_sizes(), [128; 8]);
     assert_eq!(most, [3, 0, 0, 0]);
