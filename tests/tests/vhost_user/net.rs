@@ -9,6 +9,7 @@ use tempfile::TempDir;
 use vhost::vhost_user::VhostUserFrontend;
 
 use super::guest::{Buffer, DATA, Guest, PROTOCOL_FEATURES, Session, VERSION_1};
+use super::nonsense::message;
 use super::program::{PATIENCE, Program, eventually};
 
 const RECEIVE: usize = 0;
@@ -208,6 +209,23 @@ fn a_card_has_a_control_queue_for_a_front_end_that_wants_it() {
 
     assert_eq!((answered.written, guest.read(command + 3, 1)), (1, vec![0]));
     assert_eq!(used.written as usize, HEADER + 100);
+}
+
+#[test]
+fn rings_that_are_enabled_before_any_feature_is_taken_are_enabled_later() {
+    let card = Card::new();
+    let mut early = card.program.connect(0);
+    // SET_VRING_ENABLE for ring 0, then GET_FEATURES
+    early
+        .write_all(&message(18, &[0, 0, 0, 0, 1, 0, 0, 0]))
+        .unwrap();
+    early.write_all(&message(1, &[])).unwrap();
+    let mut answer = [0; 12 + 8];
+
+    early.read_exact(&mut answer).unwrap();
+
+    assert_eq!(answer[..4], [1, 0, 0, 0]);
+    assert_eq!(card.program.count("enabled too early"), 1);
 }
 
 #[test]

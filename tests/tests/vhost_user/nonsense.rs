@@ -18,7 +18,7 @@ use super::program::{Program, eventually};
 const DISK: &str = "blk,path=DISK,queue-size=128";
 
 /// A message's header: request, version 1, bytes that follow.
-fn message(request: u32, payload: &[u8]) -> Vec<u8> {
+pub fn message(request: u32, payload: &[u8]) -> Vec<u8> {
     let len = u32::try_from(payload.len()).unwrap();
     let header = [request, 1, len].map(u32::to_le_bytes).concat();
     [&header, payload].concat()
