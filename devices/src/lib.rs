@@ -20,5 +20,5 @@ pub mod vhost_user;
 pub mod virtio;
 pub mod vsock;
 
-#[cfg(test)]
-mod testing;
+#[cfg(any(test, fuzzing))]
+pub mod testing;

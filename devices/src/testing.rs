@@ -1,9 +1,13 @@
-//! A driver's side for unit tests: guest RAM and a ring in it.
+//! A driver's side for unit tests and fuzz targets: guest RAM and a ring in it.
 //!
 //! [`GuestRam`] is RAM that a [`Dma`] reaches by plain addresses and by
 //! grants; [`DriverRing`] does what a guest's driver does to a queue, honestly
 //! or, with [`DriverRing::set_descriptor`] and [`DriverRing::offer`], not.
 
+// as in tests, which clippy does not take this module for
+#![allow(clippy::unwrap_used, clippy::indexing_slicing)]
+
+#[cfg(test)]
 mod tests;
 
 use std::collections::HashSet;

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use devices::blk::{BlkConfig, EngineKind};
-use devices::console::{ConsoleConfig, ConsoleDevice};
+use devices::console::{Backend, ConsoleConfig, ConsoleDevice, PortConfig};
 use devices::registry::DeviceSpec;
 use devices::rng::RngConfig;
 use devices::virtio::Device;
@@ -85,6 +85,13 @@ pub const SUBJECTS: &[Subject] = &[
         queue: 0,
         request: input_request,
         is_answer: is_input_answer,
+    },
+    Subject {
+        kind: "console",
+        make: make_console_of_two_ports,
+        queue: 3,
+        request: port_message,
+        is_answer: is_output_answer,
     },
     Subject {
         kind: "vsock",
@@ -249,6 +256,35 @@ fn output_request(pattern: &mut Pattern) -> Request {
 
 fn is_output_answer(_request: &Request, written: &[Vec<u8>]) -> bool {
     written.is_empty()
+}
+
+/// A console with a further port, on files.
+fn make_console_of_two_ports(stand: &Stand, number: u32) -> Box<dyn Device> {
+    let port = PortConfig {
+        backend: Backend::File,
+        ..PortConfig::socket("second", stand.path(&format!("torture-{number}.second")))
+    };
+    console(ConsoleConfig {
+        port: vec![port],
+        ..ConsoleConfig::file(stand.path(&format!("torture-{number}.log")))
+    })
+}
+
+/// A message of any kind about any port, in one piece or two, and perhaps with
+/// something behind it. virtio 1.3 §5.3.6.2
+fn port_message(pattern: &mut Pattern) -> Request {
+    let mut message = vec![pattern.below(4) as u8, 0, 0, 0];
+    message.extend([pattern.below(10) as u8, 0, pattern.below(2) as u8, 0]);
+    message.extend(vec![0; pattern.below(3) as usize]);
+    let rest = message.split_off(1 + pattern.below(8) as usize);
+    let pieces = [message, rest];
+    Request {
+        readable: pieces
+            .into_iter()
+            .filter(|piece| !piece.is_empty())
+            .collect(),
+        writable: Vec::new(),
+    }
 }
 
 /// What the host types, again and again.

@@ -1,31 +1,33 @@
 //! What a user says about a console, and the immutable spec it is checked
 //! into.
 
+mod port;
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashSet;
+use std::iter;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use thiserror::Error;
 
-use super::size::Size;
+pub use port::PortConfig;
+pub(super) use port::{LogSpec, PortSpec, Target};
 
 /// Largest queue.
 const QUEUE_SIZE_MAX: u16 = 1024;
-/// Bounds of the buffer, bytes.
-const BUFFER_MIN: u32 = 4 << 10;
-const BUFFER_MAX: u32 = 16 << 20;
-/// Longest path that a socket can be bound to, bytes. Linux unix(7), sun_path
-const SOCKET_PATH_MAX: usize = 107;
-/// The size of a terminal whose size nobody has said.
-const USUAL_SIZE: Size = Size { cols: 80, rows: 24 };
+/// Most ports, the console itself among them: each has two threads.
+const PORTS_MAX: usize = 16;
 
-/// What a console is connected to.
+/// What a port is connected to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Backend {
-    /// A pseudo-terminal that the console makes. Linux pty(7)
+    /// A pseudo-terminal that the port makes. Linux pty(7)
     #[default]
     Pty,
-    /// A unix socket that the console listens on; one client at a time.
+    /// A unix socket that the port listens on; one client at a time.
     Socket,
     /// A file that output is appended to, or a character device; no input.
     File,
@@ -41,7 +43,8 @@ pub enum WhenFull {
     Drop,
 }
 
-/// A console as its user describes it.
+/// A console as its user describes it: its first port, which is a console, and
+/// further ones.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct ConsoleConfig {
@@ -71,6 +74,23 @@ pub struct ConsoleConfig {
     /// Descriptors of each queue: a power of two from 2 to 1024.
     #[serde(default = "default_queue_size")]
     pub queue_size: u16,
+    /// The name that the guest finds for it, as [`PortConfig::name`]. With one
+    /// the device is offered as one of several ports, even if it is the only
+    /// one.
+    #[serde(default)]
+    pub name: Option<String>,
+    /// A file that gets all output besides; see [`PortConfig::log`].
+    #[serde(default)]
+    pub log: Option<PathBuf>,
+    /// Largest size of the log: bytes, 4096 to 2^40; without it 1048576.
+    #[serde(default)]
+    pub log_size: Option<u64>,
+    /// How many full logs are kept, 0 to 99; without it 4.
+    #[serde(default)]
+    pub log_files: Option<u32>,
+    /// Further ports, at most 15. virtio 1.3 §5.3.3, VIRTIO_CONSOLE_F_MULTIPORT
+    #[serde(default)]
+    pub port: Vec<PortConfig>,
 }
 
 fn default_buffer() -> u32 {
@@ -91,6 +111,11 @@ impl Default for ConsoleConfig {
             cols: None,
             rows: None,
             queue_size: default_queue_size(),
+            name: None,
+            log: None,
+            log_size: None,
+            log_files: None,
+            port: Vec::new(),
         }
     }
 }
@@ -125,9 +150,56 @@ pub enum ConfigError {
     /// A window without characters.
     #[error("{0} 0: a window has at least one character")]
     NoSize(&'static str),
+    /// A window of a port that is no console.
+    #[error("cols {cols} and rows {rows} are for a port with console = true")]
+    NoConsole {
+        /// Its width.
+        cols: u16,
+        /// Its height.
+        rows: u16,
+    },
     /// The queue size is out of bounds.
     #[error("queue-size {0} is no power of two from 2 to 1024")]
     QueueSize(u16),
+    /// A further port that the guest could not tell from others.
+    #[error("name is missing")]
+    NoName,
+    /// A name that no guest could use for a file.
+    #[error("name {0:?} is not 1 to 64 printable ASCII characters without a space or a slash")]
+    Name(String),
+    /// A log that names nothing.
+    #[error("log is empty: name the file")]
+    NoLog,
+    /// What a log is to be like, without one.
+    #[error("{0} without log: there is no file to limit")]
+    LimitOfNoLog(&'static str),
+    /// The log's size is out of bounds.
+    #[error("log-size {0} is not from 4096 to 1099511627776")]
+    LogSize(u64),
+    /// So many logs are not kept.
+    #[error("log-files {0} is not from 0 to 99")]
+    LogFiles(u32),
+    /// More ports than there can be.
+    #[error("port: {0} are too many; there are at most 15 besides the console itself")]
+    Ports(usize),
+    /// Something is wrong with a further port.
+    #[error("port {name:?}: {source}")]
+    Port {
+        /// Its name, as far as it has one.
+        name: String,
+        /// What is wrong.
+        source: Box<ConfigError>,
+    },
+    /// What belongs to one port alone is another one's, too.
+    #[error("port {name:?}: its {key} {value} is another port's, too")]
+    Twice {
+        /// The second one's name.
+        name: String,
+        /// Which key.
+        key: &'static str,
+        /// Its value.
+        value: String,
+    },
 }
 
 impl ConfigError {
@@ -137,8 +209,16 @@ impl ConfigError {
         match self {
             ConfigError::NoPath(_) | ConfigError::LongPath { .. } => "path",
             ConfigError::Buffer(_) => "buffer",
-            ConfigError::HalfSize { given, .. } | ConfigError::NoSize(given) => given,
+            ConfigError::HalfSize { given, .. }
+            | ConfigError::NoSize(given)
+            | ConfigError::LimitOfNoLog(given) => given,
+            ConfigError::NoConsole { .. } => "cols",
             ConfigError::QueueSize(_) => "queue-size",
+            ConfigError::NoName | ConfigError::Name(_) => "name",
+            ConfigError::NoLog => "log",
+            ConfigError::LogSize(_) => "log-size",
+            ConfigError::LogFiles(_) => "log-files",
+            ConfigError::Ports(_) | ConfigError::Port { .. } | ConfigError::Twice { .. } => "port",
         }
     }
 }
@@ -169,166 +249,88 @@ impl ConsoleConfig {
     /// # Errors
     /// The first key whose value no console can have.
     pub fn validate(self) -> Result<ConsoleSpec, ConfigError> {
-        let size = size(self.cols, self.rows)?;
-        if !(BUFFER_MIN..=BUFFER_MAX).contains(&self.buffer) {
-            return Err(ConfigError::Buffer(self.buffer));
+        let (queue_size, ports) = (self.queue_size, self.port.clone());
+        if !queue_size.is_power_of_two() || !(2..=QUEUE_SIZE_MAX).contains(&queue_size) {
+            return Err(ConfigError::QueueSize(queue_size));
         }
-        if !self.queue_size.is_power_of_two() || !(2..=QUEUE_SIZE_MAX).contains(&self.queue_size) {
-            return Err(ConfigError::QueueSize(self.queue_size));
+        if ports.len() >= PORTS_MAX {
+            return Err(ConfigError::Ports(ports.len()));
         }
-        let hold = self.when_full.unwrap_or(match self.backend {
-            Backend::Pty | Backend::Socket => WhenFull::Hold,
-            Backend::File => WhenFull::Drop,
-        });
+        let multiport = self.name.is_some() || !ports.is_empty();
+        let first = self.first().validate()?;
+        let mut further = Vec::new();
+        for port in ports {
+            let name = port.name.clone().unwrap_or_default();
+            let named = port.name.is_some().then_some(port);
+            let spec = named.ok_or(ConfigError::NoName);
+            let spec = spec.and_then(PortConfig::validate);
+            further.push(spec.map_err(|source| ConfigError::Port {
+                name,
+                source: Box::new(source),
+            })?);
+        }
+        each_its_own(&first, &further)?;
         Ok(ConsoleSpec {
-            target: target(self.backend, self.path)?,
-            buffer: usize::try_from(self.buffer).unwrap_or(usize::MAX),
-            when_full: hold,
-            size: size.or((self.backend == Backend::Pty).then_some(USUAL_SIZE)),
-            queue_size: self.queue_size,
+            first,
+            further,
+            multiport,
+            queue_size,
         })
     }
-}
 
-fn size(cols: Option<u16>, rows: Option<u16>) -> Result<Option<Size>, ConfigError> {
-    let half = |given, value, missing| ConfigError::HalfSize {
-        given,
-        value,
-        missing,
-    };
-    match (cols, rows) {
-        (None, None) => Ok(None),
-        (Some(cols), None) => Err(half("cols", cols, "rows")),
-        (None, Some(rows)) => Err(half("rows", rows, "cols")),
-        (Some(0), _) => Err(ConfigError::NoSize("cols")),
-        (_, Some(0)) => Err(ConfigError::NoSize("rows")),
-        (Some(cols), Some(rows)) => Ok(Some(Size { cols, rows })),
+    /// The console itself, among its ports.
+    fn first(self) -> PortConfig {
+        PortConfig {
+            name: self.name,
+            console: true,
+            backend: self.backend,
+            path: self.path,
+            buffer: self.buffer,
+            when_full: self.when_full,
+            cols: self.cols,
+            rows: self.rows,
+            log: self.log,
+            log_size: self.log_size,
+            log_files: self.log_files,
+        }
     }
 }
 
-fn target(backend: Backend, path: Option<PathBuf>) -> Result<Target, ConfigError> {
-    let empty = |path: &PathBuf| path.as_os_str().is_empty();
-    match (backend, path) {
-        (Backend::Pty, Some(path)) if empty(&path) => {
-            Err(ConfigError::NoPath("link to the terminal, or leave it out"))
-        }
-        (Backend::Pty, link) => Ok(Target::Pty { link }),
-        (Backend::Socket, Some(path)) if !empty(&path) => {
-            let len = path.as_os_str().len();
-            match len > SOCKET_PATH_MAX {
-                true => Err(ConfigError::LongPath { path, len }),
-                false => Ok(Target::Socket { path }),
+/// No two ports have the same name, or make or rotate the same file.
+fn each_its_own(first: &PortSpec, further: &[PortSpec]) -> Result<(), ConfigError> {
+    let mut seen = HashSet::new();
+    for port in iter::once(first).chain(further) {
+        let text = |path: &Path| path.display().to_string();
+        let made = match &port.target {
+            Target::Pty { link } => link.as_deref(),
+            Target::Socket { path } => Some(path.as_path()),
+            // several may append to a file, or to /dev/null
+            Target::File { .. } => None,
+        };
+        let theirs = [
+            ("name", port.name.clone()),
+            ("path", made.map(text)),
+            ("log", port.log.as_ref().map(|log| text(&log.path))),
+        ];
+        for (key, value) in theirs {
+            if let Some(value) = value
+                && !seen.insert((key == "name", value.clone()))
+            {
+                let name = port.name.clone().unwrap_or_default();
+                return Err(ConfigError::Twice { name, key, value });
             }
         }
-        (Backend::File, Some(path)) if !empty(&path) => Ok(Target::File { path }),
-        (Backend::Socket, _) => Err(ConfigError::NoPath("socket to listen on")),
-        (Backend::File, _) => Err(ConfigError::NoPath("file to write to")),
     }
-}
-
-/// What a console is connected to, with its path.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Target {
-    Pty { link: Option<PathBuf> },
-    Socket { path: PathBuf },
-    File { path: PathBuf },
+    Ok(())
 }
 
 /// A checked [`ConsoleConfig`]; never changes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConsoleSpec {
-    pub(super) target: Target,
-    /// Bytes.
-    pub(super) buffer: usize,
-    pub(super) when_full: WhenFull,
-    /// What the guest is told at first, if it is told a size at all.
-    pub(super) size: Option<Size>,
+    /// The console itself.
+    pub(super) first: PortSpec,
+    pub(super) further: Vec<PortSpec>,
+    /// Whether a driver is told of several ports.
+    pub(super) multiport: bool,
     pub(super) queue_size: u16,
-}
-
-impl ConsoleSpec {
-    /// The path that was configured.
-    #[must_use]
-    pub fn path(&self) -> Option<&Path> {
-        match &self.target {
-            Target::Pty { link } => link.as_deref(),
-            Target::Socket { path } | Target::File { path } => Some(path),
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn read(keys: &str) -> Result<ConsoleConfig, toml::de::Error> {
-        toml::from_str(keys)
-    }
-
-    #[test]
-    fn nothing_said_is_a_terminal_of_80_by_24_that_loses_nothing() {
-        let config = read("").unwrap();
-        let spec = config.clone().validate().unwrap();
-
-        assert_eq!(config, ConsoleConfig::default());
-        assert_eq!(spec.target, Target::Pty { link: None });
-        assert_eq!(spec.size, Some(Size { cols: 80, rows: 24 }));
-        assert_eq!((spec.when_full, spec.buffer), (WhenFull::Hold, 256 << 10));
-    }
-
-    #[test]
-    fn backends_are_named_in_lower_case() {
-        let socket = read("backend = 'socket'\npath = '/run/c.sock'").unwrap();
-        let file = read("backend = 'file'\npath = '/c.log'\nwhen-full = 'hold'").unwrap();
-
-        assert_eq!(socket, ConsoleConfig::socket("/run/c.sock"));
-        assert_eq!(file.when_full, Some(WhenFull::Hold));
-        assert!(read("backend = 'Socket'").is_err());
-    }
-
-    #[test]
-    fn a_key_that_does_not_exist_is_named() {
-        let error = read("bufer = 4096").unwrap_err().to_string();
-
-        assert!(error.contains("bufer") && error.contains("buffer"));
-    }
-
-    #[test]
-    fn a_full_disk_stops_no_guest_unless_that_is_asked_for() {
-        let file = ConsoleConfig::file("/c.log");
-        let socket = ConsoleConfig::socket("/c.sock");
-
-        assert_eq!(file.validate().unwrap().when_full, WhenFull::Drop);
-        assert_eq!(socket.validate().unwrap().when_full, WhenFull::Hold);
-    }
-
-    #[test]
-    fn values_out_of_bounds_are_refused_by_name() {
-        let with = |change: fn(&mut ConsoleConfig)| {
-            let mut config = ConsoleConfig::default();
-            change(&mut config);
-            config.validate().unwrap_err()
-        };
-
-        let errors = [
-            with(|config| config.backend = Backend::Socket),
-            with(|config| config.backend = Backend::File),
-            with(|config| config.path = Some(PathBuf::new())),
-            with(|config| *config = ConsoleConfig::socket("/".repeat(108))),
-            with(|config| config.buffer = 4095),
-            with(|config| config.buffer = (16 << 20) + 1),
-            with(|config| config.cols = Some(80)),
-            with(|config| config.rows = Some(24)),
-            with(|config| (config.cols, config.rows) = (Some(0), Some(1))),
-            with(|config| (config.cols, config.rows) = (Some(1), Some(0))),
-            with(|config| config.queue_size = 1),
-            with(|config| config.queue_size = 96),
-            with(|config| config.queue_size = 2048),
-        ];
-
-        for error in errors {
-            let text = error.to_string();
-            assert!(text.starts_with(error.key()), "{text}");
-        }
-    }
 }

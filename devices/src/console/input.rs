@@ -1,7 +1,8 @@
 //! Serves a receive queue, on the worker thread that owns it.
 //!
-//! The host's end is read only while chains wait to be filled, and not even
-//! waited for otherwise: so whoever writes there is held back by the guest.
+//! The host's end is read only while chains wait to be filled and the guest has
+//! the port open, and not even waited for otherwise: so whoever writes there is
+//! held back by the guest.
 
 use std::collections::VecDeque;
 use std::io;
@@ -70,7 +71,9 @@ impl Input {
     /// Moves what can be moved.
     fn pump(&mut self, queue: &mut ActiveQueue) -> Result<(), QueueError> {
         for _ in 0..ROUNDS {
-            let nothing = self.waiting.is_empty() || self.inbox.is_empty() && !self.read();
+            let nothing = self.waiting.is_empty()
+                || !self.port.takes_input()
+                || self.inbox.is_empty() && !self.read();
             self.tell_size(queue);
             if nothing {
                 self.rest();
@@ -188,7 +191,10 @@ impl Input {
 
     /// Waits for what there is to wait for now.
     fn rest(&mut self) {
-        let wanted = !self.waiting.is_empty() && self.inbox.is_empty() && !self.resting;
+        let wanted = !self.waiting.is_empty()
+            && self.port.takes_input()
+            && self.inbox.is_empty()
+            && !self.resting;
         match &self.stream {
             Some(stream) if wanted => {
                 if let Err(error) = self.waiter.watch(stream, EventFlags::IN) {

@@ -1,18 +1,30 @@
-//! The console: a virtio console of one port, on a terminal, a socket or a
-//! file of the host. virtio 1.3 §5.3
+//! The console: a virtio console of one port or several, each on a terminal, a
+//! socket or a file of the host. virtio 1.3 §5.3
 //!
 //! ```text
 //! ConsoleConfig ─validate→ ConsoleSpec ─open→ ConsoleDevice ─start_queue→ handlers
 //!                                             └─ Port: endpoint, size, ────┘
 //!                                                what is parked over a reset
 //! transmitq: chains → copied → Outbox, bounded → Stream::write, never blocking
+//!                            → Log, if there is one
 //! receiveq:  Stream::read, only while chains wait → copied → used
 //! ```
 //!
-//! The transport owns the [`ConsoleDevice`]; each of the two handlers belongs
-//! to the worker of its queue. They share a connection's descriptor, which one
+//! The transport owns the [`ConsoleDevice`]; each handler belongs to the worker
+//! of its queue. The two of a port share a connection's descriptor, which one
 //! of them reads and the other writes, and no lock but to find out which
 //! connection it is after it has come or gone.
+//!
+//! # Several ports
+//! The first port is the console. With a name for it or with further ports the
+//! device offers VIRTIO_CONSOLE_F_MULTIPORT and has two queues more, for what is
+//! said of ports. A driver that does not take the feature has the
+//! console alone. Each port has a buffer, a reader and workers of its own; none
+//! waits for another.
+//!
+//! A port whose host's end is a socket is open while somebody is connected to
+//! it; a terminal and a file always are. What the host writes to a port that the
+//! guest has not opened waits: Linux would throw it away.
 //!
 //! # Back pressure
 //! What the guest writes is copied into a buffer of the host
@@ -30,9 +42,11 @@
 //! as that does not block; the rest is counted and lost.
 
 pub mod config;
+mod control;
 mod device;
 mod endpoint;
 mod input;
+mod log;
 mod outbox;
 mod output;
 mod port;
@@ -42,7 +56,7 @@ mod stats;
 mod tests;
 mod waiter;
 
-pub use config::{Backend, ConfigError, ConsoleConfig, ConsoleSpec, WhenFull};
+pub use config::{Backend, ConfigError, ConsoleConfig, ConsoleSpec, PortConfig, WhenFull};
 pub use device::{ConsoleDevice, ConsoleHandle};
 pub use endpoint::EndpointError;
-pub use stats::{ConsoleStats, ConsoleStatsSnapshot};
+pub use stats::{ConsoleStats, ConsoleStatsSnapshot, ControlStats, ControlStatsSnapshot};

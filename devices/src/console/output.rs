@@ -16,6 +16,7 @@ use swiotlb::{Range, Transfer};
 
 use super::config::WhenFull;
 use super::endpoint::{Halt, RETRY, Stream};
+use super::log::Log;
 use super::outbox::Outbox;
 use super::port::Port;
 use super::waiter::Waiter;
@@ -49,6 +50,8 @@ pub(super) struct Output {
     port: Arc<Port>,
     waiter: Waiter,
     outbox: Outbox,
+    /// Gets everything that is taken, read or not.
+    copy: Option<Log>,
     /// What is written to; looked up again when the bell rings or it fails.
     stream: Option<Arc<Stream>>,
     /// The stream has failed and is left alone until the timer rings.
@@ -71,6 +74,7 @@ impl Output {
         Ok(Output {
             waiter,
             outbox: port.take_outbox(),
+            copy: port.take_log(),
             stream: port.endpoint.output(),
             resting: false,
             hung_up: false,
@@ -152,6 +156,9 @@ impl Output {
                 });
             }
             self.outbox.push(&bytes);
+            if let Some(log) = &mut self.copy {
+                log.write(&bytes, &self.port.stats);
+            }
             add(&self.port.stats.output_bytes, bytes.len());
             sending.copied += u64::try_from(bytes.len()).unwrap_or(0);
             if sending.copied < sending.len {
@@ -302,6 +309,7 @@ impl QueueHandler for Output {
 impl Drop for Output {
     fn drop(&mut self) {
         self.port.park_outbox(std::mem::take(&mut self.outbox));
+        self.port.park_log(self.copy.take());
     }
 }
 

@@ -3,10 +3,13 @@
 //! A handler takes what is parked when it starts, and parks it again when it
 //! ends: so bytes that one side has handed over are not lost in a reset.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::config::{ConsoleSpec, WhenFull};
+use super::config::{PortSpec, WhenFull};
+use super::control::Place;
 use super::endpoint::{Bells, Endpoint, EndpointError, Halt};
+use super::log::Log;
 use super::outbox::Outbox;
 use super::size::{Size, Window};
 use super::stats::ConsoleStats;
@@ -22,35 +25,73 @@ pub(super) struct Port {
     pub when_full: WhenFull,
     /// Descriptors of each queue.
     pub queue_size: usize,
+    /// A console is open to the guest whether the guest says so or not.
+    console: bool,
+    /// The guest has opened it.
+    guest_open: AtomicBool,
     /// `None` if the guest is told no size.
     window: Option<Window>,
     /// Output that the host has not taken, while there is no handler.
     outbox: Mutex<Outbox>,
     /// Input that the guest has not taken, while there is no handler.
     inbox: Mutex<Vec<u8>>,
+    /// What gets all output besides, while there is no handler.
+    log: Mutex<Option<Log>>,
 }
 
 impl Port {
-    /// Makes the host's end.
+    /// Makes the host's end. A port of several has a place where the driver is
+    /// told of it.
     ///
     /// # Errors
     /// [`EndpointError`].
-    pub fn open(spec: &ConsoleSpec) -> Result<Self, EndpointError> {
+    pub fn open(
+        spec: PortSpec,
+        queue_size: u16,
+        place: Option<Place>,
+    ) -> Result<Self, EndpointError> {
         let stats = Arc::default();
         let bells = Arc::new(Bells {
             input: Bell::new().map_err(EndpointError::Means)?,
             output: Bell::new().map_err(EndpointError::Means)?,
+            place,
         });
         Ok(Port {
+            log: Mutex::new(spec.log.map(Log::open).transpose()?),
             endpoint: Endpoint::open(&spec.target, spec.size, &bells, &stats)?,
             bells,
             stats,
             when_full: spec.when_full,
-            queue_size: spec.queue_size.into(),
+            queue_size: queue_size.into(),
+            console: spec.console,
+            guest_open: AtomicBool::new(false),
             window: spec.size.map(Window::new),
             outbox: Mutex::new(Outbox::new(spec.buffer)),
             inbox: Mutex::default(),
         })
+    }
+
+    /// The guest has opened it, or closed it.
+    pub fn opened_by_guest(&self, open: bool) {
+        if self.guest_open.swap(open, Ordering::SeqCst) != open {
+            self.bells.input.ring();
+        }
+    }
+
+    /// Whether the guest keeps what it is given: Linux throws away what comes
+    /// for a port that nobody has opened, unless it is a console.
+    pub fn takes_input(&self) -> bool {
+        self.console || self.guest_open.load(Ordering::SeqCst)
+    }
+
+    /// Takes the log, if there is one; the taker parks it again.
+    pub fn take_log(&self) -> Option<Log> {
+        let mut log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
+        log.take()
+    }
+
+    pub fn park_log(&self, log: Option<Log>) {
+        *self.log.lock().unwrap_or_else(PoisonError::into_inner) = log;
     }
 
     /// Takes the output that is left; the taker parks it again.
@@ -95,9 +136,16 @@ impl Port {
         }
     }
 
-    /// Whether the guest has to be told of a size, once for each change.
+    /// Whether the guest has to be told of a size, once for each change. A
+    /// message tells it of the size of one port of several.
     pub fn take_size_news(&self) -> bool {
-        self.window.as_ref().is_some_and(Window::take_news)
+        let Some(window) = self.window.as_ref().filter(|window| window.take_news()) else {
+            return false;
+        };
+        if let Some(place) = &self.bells.place {
+            place.resized(window.size());
+        }
+        true
     }
 
     /// A character that the guest writes without a queue; past all others.

@@ -29,8 +29,26 @@ counters! {
     emergency_bytes,
     /// Characters of emergency writes that the host did not take.
     emergency_dropped,
+    /// Bytes written to the log.
+    logged_bytes,
+    /// Bytes that the log has lost: the host did not take them.
+    log_lost_bytes,
+    /// Logs that were full and made way for the next.
+    log_rotations,
     /// Failures of the host.
     host_errors,
     /// Chains without a byte to read or to write.
     bad_requests,
+}
+
+counters! {
+    /// What was said of the ports of a console that has several.
+    ControlStats, ControlStatsSnapshot;
+    /// Messages to the driver.
+    control_sent,
+    /// Messages of the driver.
+    control_received,
+    /// Messages of the driver that are none, or name no port; and its buffers
+    /// that are too small.
+    bad_control,
 }

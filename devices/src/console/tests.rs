@@ -3,6 +3,7 @@
 mod device;
 mod input;
 mod output;
+mod ports;
 mod socket;
 mod terminal;
 
@@ -149,6 +150,14 @@ impl Rig {
             self.transmit.settle_down();
             std::thread::yield_now();
         }
+    }
+
+    /// Sees both handlers rest. Whoever has just come or gone may ring once
+    /// more, from a thread of its own.
+    fn rests(&mut self) {
+        self.until("a handler never rests", |rig| {
+            !rig.receive.rings() && !rig.transmit.rings()
+        });
     }
 
     /// Input that was used, in its order: those of `buffers` that are.

@@ -47,9 +47,10 @@ pub struct NetConfig {
     /// one for a tap alone.
     #[serde(default = "default_queues")]
     pub queues: u16,
-    /// Whether checksums and segmentation may be left to the host, for a tap.
-    #[serde(default = "default_offload")]
-    pub offload: bool,
+    /// Whether checksums and segmentation may be left to the host, by a tap
+    /// alone. Without it they may.
+    #[serde(default)]
+    pub offload: Option<bool>,
     /// Descriptors of each queue: a power of two from 4 to 1024.
     #[serde(default = "default_queue_size")]
     pub queue_size: u16,
@@ -57,10 +58,6 @@ pub struct NetConfig {
 
 fn default_queues() -> u16 {
     1
-}
-
-fn default_offload() -> bool {
-    true
 }
 
 fn default_queue_size() -> u16 {
@@ -76,7 +73,7 @@ impl Default for NetConfig {
             mac: None,
             mtu: None,
             queues: default_queues(),
-            offload: default_offload(),
+            offload: None,
             queue_size: default_queue_size(),
         }
     }
@@ -85,14 +82,22 @@ impl Default for NetConfig {
 /// A configuration that no network card can have. Names the key and its value.
 #[derive(Debug, PartialEq, Eq, Error)]
 pub enum ConfigError {
-    /// Nothing that the card is connected to, or two things.
-    #[error("tap or socket: one of them says what the card is connected to")]
-    Backend,
+    /// Nothing that the card is connected to.
+    #[error("tap or socket is missing: one of them says what the card is connected to")]
+    NoBackend,
+    /// Two things that the card is connected to.
+    #[error("tap {tap:?} and socket {socket:?} are two ends: a card has one")]
+    TwoBackends {
+        /// The name of the one.
+        tap: String,
+        /// The path of the other.
+        socket: PathBuf,
+    },
     /// A name that no interface can have.
     #[error("tap {0:?} is no name of an interface: 1 to 15 bytes without / : and blanks")]
     Tap(String),
     /// A path that names no socket.
-    #[error("socket {path} has {len} bytes; a socket's path has 1 to 107")]
+    #[error("socket {path:?} has {len} bytes; a socket's path has 1 to 107")]
     Socket {
         /// The path.
         path: PathBuf,
@@ -114,6 +119,9 @@ pub enum ConfigError {
     /// More queues than the socket can have.
     #[error("queues {0} with a socket: only a tap has more than one")]
     SocketQueues(u16),
+    /// What a socket cannot do.
+    #[error("offload true is for a tap, and this card has a socket")]
+    Offload,
     /// The queue size is out of bounds.
     #[error("queue-size {0} is no power of two from 4 to 1024")]
     QueueSize(u16),
@@ -124,12 +132,13 @@ impl ConfigError {
     #[must_use]
     pub fn key(&self) -> &'static str {
         match self {
-            ConfigError::Backend | ConfigError::Tap(_) => "tap",
+            ConfigError::NoBackend | ConfigError::TwoBackends { .. } | ConfigError::Tap(_) => "tap",
             ConfigError::Socket { .. } => "socket",
             ConfigError::Listen => "listen",
             ConfigError::Mac(_) => "mac",
             ConfigError::Mtu(_) => "mtu",
             ConfigError::Queues(_) | ConfigError::SocketQueues(_) => "queues",
+            ConfigError::Offload => "offload",
             ConfigError::QueueSize(_) => "queue-size",
         }
     }
@@ -165,6 +174,9 @@ impl NetConfig {
         if self.queues > 1 && !is_tap {
             return Err(ConfigError::SocketQueues(self.queues));
         }
+        if self.offload == Some(true) && !is_tap {
+            return Err(ConfigError::Offload);
+        }
         if let Some(mtu) = self.mtu
             && mtu < MTU_MIN
         {
@@ -183,7 +195,7 @@ impl NetConfig {
             mac,
             mtu: self.mtu,
             pairs: self.queues,
-            offload: self.offload && is_tap,
+            offload: is_tap && self.offload != Some(false),
             queue_size: self.queue_size,
         })
     }
@@ -211,7 +223,8 @@ fn backend(
                 false => Err(ConfigError::Socket { path, len }),
             }
         }
-        (None, None) | (Some(_), Some(_)) => Err(ConfigError::Backend),
+        (None, None) => Err(ConfigError::NoBackend),
+        (Some(tap), Some(socket)) => Err(ConfigError::TwoBackends { tap, socket }),
     }
 }
 
@@ -324,6 +337,10 @@ mod tests {
             with(|config| {
                 *config = NetConfig::socket("/s");
                 config.queues = 2;
+            }),
+            with(|config| {
+                *config = NetConfig::socket("/s");
+                config.offload = Some(true);
             }),
             with(|config| config.queue_size = 2),
             with(|config| config.queue_size = 96),

@@ -17,9 +17,6 @@ use super::stats::{NetStatsSnapshot, Stats};
 use super::transmit::Transmit;
 use crate::virtio::{Device, DeviceError, DeviceType, QueueHandler};
 
-/// Descriptors of the control queue, as Linux uses them.
-const CONTROL_QUEUE_SIZE: u16 = 64;
-
 /// virtio 1.3 §5.1.4
 #[derive(Clone, Copy, Debug, Default, IntoBytes, Immutable)]
 #[repr(C)]
@@ -79,8 +76,7 @@ impl NetDevice {
     /// # Errors
     /// [`OpenError`].
     pub fn open(spec: NetSpec) -> Result<Self, OpenError> {
-        let mut queue_sizes = vec![spec.queue_size; usize::from(spec.pairs) * 2];
-        queue_sizes.push(CONTROL_QUEUE_SIZE.min(spec.queue_size));
+        let queue_sizes = vec![spec.queue_size; usize::from(spec.pairs) * 2 + 1];
         let port = Port::open(spec)?;
         let features = features(&port);
         tracing::info!(
@@ -96,6 +92,12 @@ impl NetDevice {
             features,
             begun: false,
         })
+    }
+
+    /// What its workers share.
+    #[cfg(test)]
+    pub(super) fn port(&self) -> &Port {
+        &self.port
     }
 
     /// What a host can do with it while it runs.

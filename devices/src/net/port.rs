@@ -84,6 +84,9 @@ pub(super) struct Port {
     news: AtomicBool,
     /// Pairs that the guest uses.
     pairs: AtomicU16,
+    /// There is no control queue to say so by: it is those whose queues are
+    /// served.
+    as_served: AtomicBool,
 }
 
 impl Port {
@@ -122,6 +125,7 @@ impl Port {
             announce: AtomicBool::new(false),
             news: AtomicBool::new(false),
             pairs: AtomicU16::new(1),
+            as_served: AtomicBool::new(false),
             filter: Mutex::new(Arc::new(Filter::new(mac, false))),
             filters: AtomicU64::new(0),
             stats: Arc::default(),
@@ -135,6 +139,11 @@ impl Port {
     /// The driver begins anew, with these features.
     pub fn begin(&self, features: u64) {
         let vlans = features & net::CTRL_VLAN != 0;
+        // no driver takes the one without the other, but a vhost-user front
+        // end that serves the control queue itself: it starts the pairs that
+        // its guest uses. virtio 1.3 §5.1.3.1
+        let as_served = features & net::MQ != 0 && features & net::CTRL_VQ == 0;
+        self.as_served.store(as_served, Ordering::SeqCst);
         self.change_filter(|filter| *filter = Filter::new(self.mac, vlans));
         self.announce.store(false, Ordering::SeqCst);
         self.set_pairs(1);
@@ -160,6 +169,22 @@ impl Port {
         }
         self.pairs.store(pairs, Ordering::SeqCst);
         self.bells.iter().for_each(|bells| bells.receive.ring());
+    }
+
+    /// A pair is served from now on.
+    pub fn pair_begins(&self, pair: u16) {
+        let used = self.pairs.load(Ordering::SeqCst);
+        if self.as_served.load(Ordering::SeqCst) && pair >= used {
+            self.set_pairs(pair.saturating_add(1));
+        }
+    }
+
+    /// A pair is not served any more.
+    pub fn pair_ends(&self, pair: u16) {
+        let used = self.pairs.load(Ordering::SeqCst);
+        if self.as_served.load(Ordering::SeqCst) && (1..used).contains(&pair) {
+            self.set_pairs(pair);
+        }
     }
 
     /// Whether the guest uses a pair.

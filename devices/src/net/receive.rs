@@ -99,6 +99,7 @@ impl Receive {
     pub(super) fn new(port: Arc<Port>, pair: u16, features: u64) -> io::Result<Self> {
         let (poller, timer) = (Poller::new()?, Timer::new()?);
         poller.add(&timer, TIMER)?;
+        port.pair_begins(pair);
         if let Some(bells) = bells(&port, pair) {
             poller.add(&bells.receive, BELL)?;
             // a socket may have to be connected
@@ -436,6 +437,12 @@ impl Receive {
 
 fn bells(port: &Port, pair: u16) -> Option<&Bells> {
     port.bells.get(usize::from(pair))
+}
+
+impl Drop for Receive {
+    fn drop(&mut self) {
+        self.port.pair_ends(self.pair);
+    }
 }
 
 impl QueueHandler for Receive {

@@ -1,7 +1,7 @@
 //! What a device is to its transport and to its workers.
 
 use std::os::fd::BorrowedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use swiotlb::Dma;
 
@@ -29,6 +29,15 @@ impl DeviceType {
 /// Why a device could not start a queue: a host's failure, told to the guest
 /// as DEVICE_NEEDS_RESET.
 pub type DeviceError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Where users of the host find a device, or a part of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostPlace {
+    /// Which part: a port's name, if it has one.
+    pub name: Option<String>,
+    /// A terminal, a socket, a file, or whatever else has a path.
+    pub path: PathBuf,
+}
 
 /// A virtio device. Owned by its transport and called on the thread that
 /// answers register accesses; its queues are served by the handlers it makes,
@@ -77,6 +86,15 @@ pub trait Device: Send {
     /// console's terminal.
     fn host_path(&self) -> Option<&Path> {
         None
+    }
+
+    /// All places of the device, if it has several or they have names.
+    fn places(&self) -> Vec<HostPlace> {
+        let place = |path: &Path| HostPlace {
+            name: None,
+            path: path.to_owned(),
+        };
+        self.host_path().map(place).into_iter().collect()
     }
 
     /// What the device has done so far, by names of its own: what its requests

@@ -15,7 +15,7 @@ pub mod timer;
 mod watch;
 pub mod worker;
 
-pub use device::{Device, DeviceError, DeviceType, DmaProvider, QueueHandler};
+pub use device::{Device, DeviceError, DeviceType, DmaProvider, HostPlace, QueueHandler};
 pub use interrupt::{Interrupt, Notifier};
 pub use mmio::{Answer, Transport, TransportOptions};
 pub use queue::{ActiveQueue, Chain, Head, QueueError, QueueLayout, QueuePosition};

@@ -1,11 +1,21 @@
 //! What the fuzz targets stand on.
 //!
-//! A target turns its input into a story (`arbitrary`), plays it on the real
-//! code and on a plain model beside it, and asserts that both agree after every
-//! step. AddressSanitizer watches the bytes: memory that the code under test is
-//! given comes from the heap, so that the first byte beyond it is noticed.
+//! A target turns its input into a story (`arbitrary`) and plays it on the real
+//! code. That of `swiotlb` is played on a plain model beside it, and both have
+//! to agree after every step; a device's is judged by what no device may do
+//! whatever its driver does ([`driver`]). AddressSanitizer watches the bytes:
+//! memory that `swiotlb` is given comes from the heap, so that the first byte
+//! beyond it is noticed.
 
+pub mod blk;
+pub mod console;
+pub mod driver;
 pub mod heap;
+pub mod host;
+pub mod net;
+pub mod queue;
 pub mod setup;
 pub mod values;
+pub mod vhost_user;
+pub mod vsock;
 pub mod world;

@@ -11,6 +11,8 @@ mod blkio;
 mod dirty_log;
 mod guest;
 mod inflight;
+mod net;
 mod nonsense;
 mod program;
 mod serving;
+mod vsock;

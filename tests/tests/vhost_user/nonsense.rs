@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use rustix::time::{TimerfdClockId, TimerfdFlags, timerfd_create};
 use vhost::VhostBackend;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -17,7 +18,7 @@ use super::program::{Program, eventually};
 const DISK: &str = "blk,path=DISK,queue-size=128";
 
 /// A message's header: request, version 1, bytes that follow.
-fn message(request: u32, payload: &[u8]) -> Vec<u8> {
+pub fn message(request: u32, payload: &[u8]) -> Vec<u8> {
     let len = u32::try_from(payload.len()).unwrap();
     let header = [request, 1, len].map(u32::to_le_bytes).concat();
     [&header, payload].concat()
@@ -117,6 +118,36 @@ fn a_kick_that_is_no_eventfd_is_refused() {
     send(&stream, &kick, &[pipe.as_fd()]).unwrap();
 
     ended(&program, &mut stream, 0, &["kick is no eventfd"]);
+}
+
+#[test]
+fn a_timer_is_no_eventfd_although_it_can_be_waited_for() {
+    let program = Program::serve(&[DISK], 1 << 20);
+    let mut stream = program.connect(0);
+    let flags = TimerfdFlags::CLOEXEC;
+    let timer = timerfd_create(TimerfdClockId::Monotonic, flags).unwrap();
+
+    let kick = message(SET_VRING_KICK, &0_u64.to_le_bytes());
+    send(&stream, &kick, &[timer.as_fd()]).unwrap();
+
+    ended(&program, &mut stream, 0, &["kick is no eventfd"]);
+}
+
+#[test]
+fn memory_that_ends_before_its_region_does_is_refused() {
+    let program = Program::serve(&[DISK], 1 << 20);
+    let mut stream = program.connect(0);
+    let short = memory_file(0x1000);
+
+    let words = [1, 0, 0x2000, 0, 0].map(u64::to_le_bytes).concat();
+    send(&stream, &message(SET_MEM_TABLE, &words), &[short.as_fd()]).unwrap();
+
+    ended(
+        &program,
+        &mut stream,
+        0,
+        &["8192 bytes", "cannot be mapped"],
+    );
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use devices::virtio::mmio::{Register, read_empty_slot};
-use devices::virtio::{Answer, Interrupt, Notifier, Transport};
+use devices::virtio::{Answer, HostPlace, Interrupt, Notifier, Transport};
 use swiotlb::{Counters, GrantPolicy};
 use vmm_sys_util::eventfd::EventFd;
 use xen::ioreq::Pending;
@@ -315,11 +315,18 @@ impl Slot {
             interrupts,
             interrupts_lost,
             waiting: u64::try_from(self.waiting.len()).unwrap_or(u64::MAX),
+            places: self.places(),
             statistics: self.statistics(),
             dma: self.counters.snapshot(),
             granted: self.policy.snapshot(),
             queues,
         }
+    }
+
+    /// As the device says; nothing if its code fails over it.
+    fn places(&self) -> Vec<HostPlace> {
+        let device = self.transport.device();
+        catch_unwind(AssertUnwindSafe(|| device.places())).unwrap_or_default()
     }
 
     /// The device's own; nothing if its code fails over them.

@@ -1,5 +1,6 @@
 //! What a guest's thread counts.
 
+use devices::virtio::HostPlace;
 use swiotlb::{CountersSnapshot, GrantPolicySnapshot};
 
 use super::config::{DataPath, DeviceKey};
@@ -72,6 +73,8 @@ pub struct DeviceStats {
     pub interrupts_lost: u64,
     /// Accesses that wait for queues to stop.
     pub waiting: u64,
+    /// Where users of the host find it.
+    pub places: Vec<HostPlace>,
     /// The device's own statistics.
     pub statistics: Vec<(&'static str, u64)>,
     /// Its data path.

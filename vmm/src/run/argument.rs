@@ -247,7 +247,7 @@ mod tests {
         };
         let net = NetConfig {
             queues: 2,
-            offload: false,
+            offload: Some(false),
             mac: Some("52:54:00:00:00:01".into()),
             ..NetConfig::tap("vm1")
         };

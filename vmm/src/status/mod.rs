@@ -41,7 +41,7 @@ pub use client::{ClientError, ask};
 pub use desk::Desk;
 pub use model::{
     Addresses, DaemonStatus, DeviceState, DeviceStatus, Dma, Ending, GrantedData, GrantedSize,
-    GuestCounters, GuestStatus, InterruptsBy, KicksBy, QueueStatus, Refused, Status,
+    GuestCounters, GuestStatus, InterruptsBy, KicksBy, Place, QueueStatus, Refused, Status,
 };
 pub use protocol::{Answer, REQUEST_MAX, Request, VERSION};
 pub use table::print;

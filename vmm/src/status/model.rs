@@ -6,6 +6,7 @@ mod data;
 
 use std::collections::BTreeMap;
 
+use devices::virtio::HostPlace;
 use serde::{Deserialize, Serialize};
 
 pub use data::{Dma, GrantedData, GrantedSize};
@@ -157,6 +158,9 @@ pub struct DeviceStatus {
     /// How the image's bytes make a disk: `raw` or `qcow2`.
     #[serde(default)]
     pub format: Option<String>,
+    /// Where users of this host find it: a console's terminals and sockets.
+    #[serde(default)]
+    pub places: Vec<Place>,
     /// How far it is.
     pub state: DeviceState,
     /// Its virtio device id.
@@ -206,6 +210,24 @@ pub struct DeviceStatus {
     pub queues: Vec<QueueStatus>,
     /// The device's own statistics, by names of its own.
     pub statistics: BTreeMap<String, u64>,
+}
+
+/// Where a device, or a port of it, is found on this host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Place {
+    /// The port's name, if it has one.
+    pub name: Option<String>,
+    /// The terminal, the socket or the file.
+    pub path: String,
+}
+
+impl From<&HostPlace> for Place {
+    fn from(place: &HostPlace) -> Self {
+        Place {
+            name: place.name.clone(),
+            path: place.path.display().to_string(),
+        }
+    }
 }
 
 /// A queue, over all its activations.
@@ -267,6 +289,7 @@ impl From<&DeviceStats> for DeviceStatus {
             name: None,
             image: None,
             format: None,
+            places: stats.places.iter().map(Place::from).collect(),
             state: match stats {
                 DeviceStats { removing: true, .. } => DeviceState::Removing,
                 DeviceStats {

@@ -159,6 +159,11 @@ fn detail(device: &DeviceStatus, out: &mut impl Write) -> io::Result<()> {
         "    at {:#x}, interrupt {}, features {}",
         device.base, device.irq, device.features
     )?;
+    for place in &device.places {
+        let name = place.name.as_deref().unwrap_or_default();
+        let text = format!("found at {} {name}", place.path);
+        writeln!(out, "    {}", printable(text.trim_end()))?;
+    }
     let mapping = format!("{}: {}", device.mapping, device.mapping_source);
     for line in wrap(&printable(&mapping), WIDTH - 4) {
         writeln!(out, "    {line}")?;

@@ -438,6 +438,10 @@ fn the_table_shows_what_counts_and_fits_a_terminal() {
         name: Some("xvda".into()),
         image: Some("/var/lib/xen/images/a-rather-long-name-of-an-image.img".into()),
         format: Some("qcow2".into()),
+        places: vec![Place {
+            name: Some("agent".into()),
+            path: "/run/agent.sock".into(),
+        }],
         state: DeviceState::NeedsReset,
         device_type: 2,
         base: 0x0200_0000,
@@ -495,6 +499,7 @@ fn the_table_shows_what_counts_and_fits_a_terminal() {
         "a-rather-long-name-of-an-image.img (qcow2)",
         "granted data: copied up to 4096 bytes, else mapped (adaptive; learned: at 4096 bytes",
         "Translated: somebody said so",
+        "found at /run/agent.sock agent",
         "163840 read bytes, 40 reads",
         "1 broken, 3 malformed accesses",
         "domain 4, virtio/0: word",

@@ -16,9 +16,11 @@ use std::time::Duration;
 
 use thiserror::Error;
 
+pub(super) use file::append_to;
 pub(super) use stream::{Halt, Stream};
 
 use super::config::Target;
+use super::control::Place;
 use super::size::Size;
 use super::stats::ConsoleStats;
 use super::waiter::Bell;
@@ -73,14 +75,25 @@ pub enum EndpointError {
     Means(#[source] io::Error),
 }
 
-/// What the handlers of an endpoint hear that it has changed by. The bells
-/// outlive the handlers.
+/// Who hears that an endpoint has changed. The bells outlive the handlers.
 #[derive(Debug)]
 pub(super) struct Bells {
     /// For the worker of the receive queue.
     pub input: Bell,
     /// For the worker of the transmit queue.
     pub output: Bell,
+    /// Where the driver is told that somebody has come or gone; `None` for a
+    /// console of one port.
+    pub place: Option<Place>,
+}
+
+impl Bells {
+    /// Somebody is there now, or nobody is.
+    fn connected(&self, is_there: bool) {
+        if let Some(place) = &self.place {
+            place.connected(is_there);
+        }
+    }
 }
 
 enum Kind {
@@ -105,6 +118,8 @@ impl Endpoint {
         bells: &Arc<Bells>,
         stats: &Arc<ConsoleStats>,
     ) -> Result<Self, EndpointError> {
+        // nobody can be seen to open a terminal that is kept open
+        bells.connected(!matches!(target, Target::Socket { .. }));
         let kind = match target {
             Target::Pty { link } => Kind::Pty(Pty::open(link.as_deref(), size)?),
             Target::Socket { path } => Kind::Socket(Socket::listen(path, bells, stats)?),

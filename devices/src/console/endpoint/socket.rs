@@ -149,10 +149,12 @@ impl Clients {
             .take_if(|output| Arc::ptr_eq(output, stream))
             .is_some()
         {
-            add(&self.stats.hangups, 1);
             // what it has sent can still be read, and then comes its end: a
             // half-closed client must not keep the next one waiting
             let _ = shutdown(&**stream, Shutdown::Read);
+            // locked still: who comes next is told of next
+            self.bells.connected(false);
+            add(&self.stats.hangups, 1);
             tracing::info!("the console's client has gone");
         }
     }
@@ -164,6 +166,7 @@ impl Clients {
             let mut state = self.lock();
             state.output = Some(Arc::clone(&stream));
             state.inputs.push_back(stream);
+            self.bells.connected(true);
         }
         add(&self.stats.clients, 1);
         tracing::info!("a client has come to the console");

@@ -196,6 +196,27 @@ fn pairs_of_queues_are_used_as_the_guest_says() {
 
 #[test]
 #[ignore = "needs root and /dev/net/tun"]
+fn without_a_control_queue_those_pairs_are_used_that_are_served() {
+    let mut rig = on_tap(2, 0);
+    let features = rig.device.features() & !net::CTRL_VQ;
+    rig.device.reset();
+    let mut first = Side::start(&rig.ram, &mut rig.device, 0, features);
+    let alone = [rig.device.port().uses(0), rig.device.port().uses(1)];
+
+    let second = Side::start(&rig.ram, &mut rig.device, 2, features);
+    let both = [rig.device.port().uses(0), rig.device.port().uses(1)];
+    drop(second);
+    let again = [rig.device.port().uses(0), rig.device.port().uses(1)];
+
+    assert_eq!(
+        (alone, both, again),
+        ([true, false], [true, true], [true, false])
+    );
+    first.settle_down();
+}
+
+#[test]
+#[ignore = "needs root and /dev/net/tun"]
 fn offloads_are_those_of_the_tap_and_the_guest_changes_them() {
     let mut rig = on_tap(1, 0);
     let all = net::SENT | net::RECEIVED | net::CTRL_GUEST_OFFLOADS;

@@ -10,10 +10,13 @@ use std::os::fd::{FromRawFd, IntoRawFd};
 use rustix::fs::{FileType, OFlags, fcntl_getfl, fcntl_setfl, fstat};
 use vmm_sys_util::eventfd::EventFd;
 
-/// Whether a file may be an eventfd: it has no type, as all anonymous files.
-/// Pipes, sockets and files on disks would be read as if they were.
-fn is_anonymous(file: &File) -> io::Result<bool> {
-    Ok(FileType::from_raw_mode(fstat(file)?.st_mode) == FileType::Unknown)
+/// Whether a file is an eventfd. It has no type, as all anonymous files, and
+/// takes a number: a timer or an epoll does not, and a worker could not be woken
+/// by it. Zero changes nothing, and is taken however full it is.
+/// Linux eventfd(2)
+fn is_event(file: &File) -> io::Result<bool> {
+    let anonymous = FileType::from_raw_mode(fstat(file)?.st_mode) == FileType::Unknown;
+    Ok(anonymous && matches!(rustix::io::write(file, &0_u64.to_ne_bytes()), Ok(8)))
 }
 
 /// A kick: an eventfd that does not block when it is read. `None` if it is
@@ -31,5 +34,5 @@ pub(super) fn kick(file: File) -> io::Result<Option<EventFd>> {
 /// A call or an error: an eventfd as it is, for the front end reads it.
 /// `None` if it is none.
 pub(super) fn event(file: File) -> io::Result<Option<File>> {
-    Ok(is_anonymous(&file)?.then_some(file))
+    Ok(is_event(&file)?.then_some(file))
 }

@@ -3,7 +3,7 @@
 //! The table changes while rings run; each change makes a new one. A region
 //! stays mapped until nothing uses it any more.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -186,12 +186,24 @@ pub(super) fn map_shared(
         source,
     };
     let size = usize::try_from(len).map_err(|_| failed(MmapRegionError::InvalidOffsetLength))?;
+    if ends_before(&file, offset, len) {
+        return Err(failed(MmapRegionError::MappingPastEof));
+    }
     MmapRegionBuilder::new(size)
         .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
         .with_mmap_flags(libc::MAP_SHARED | libc::MAP_NORESERVE)
         .with_file_offset(FileOffset::new(file, offset))
         .build()
         .map_err(failed)
+}
+
+/// Whether a file ends before `len` bytes from `offset` on do: it could be
+/// mapped, and a touch behind its end would kill this process. What is no file
+/// of a size, such as a device, has no end that is known.
+fn ends_before(file: &File, offset: u64, len: u64) -> bool {
+    let size = file.metadata().ok().filter(Metadata::is_file);
+    let size = size.map(|found| found.len());
+    size.is_some_and(|size| offset.checked_add(len).is_none_or(|end| end > size))
 }
 
 impl DmaProvider for Memory {

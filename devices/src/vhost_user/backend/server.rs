@@ -154,6 +154,11 @@ impl Server {
             match messages.handle_request() {
                 // told to the front end, and nothing to it
                 Ok(()) | Err(Error::ReqHandlerError(_) | Error::SocketRetry(_)) => {}
+                // QEMU enables a network card's rings before it has taken any
+                // feature, and once more when it starts them
+                Err(Error::InactiveFeature(_)) => {
+                    tracing::debug!("a ring is enabled too early: ignored");
+                }
                 Err(error) => break error,
             }
         };

@@ -2,10 +2,13 @@
  * both ways at once, and each side ends its direction when it has sent everything.
  * ADDRESS is vsock:CID:PORT, vsock-listen:PORT, tcp:IP:PORT, tcp-listen:PORT, unix-listen:PATH, or host:PATH:PORT (the
  * guest's PORT, asked for at the unix socket PATH). "listening" is said once others can connect.
+ * What has no end that the other side would see is file:PATH (a port of a console) and unix:PATH (its socket in dom0).
  * Says "sent SUM", "received SUM" for each connection and "took SECONDS"; ends with status 1 where one fails. */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <err.h>
+#include <fcntl.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -22,6 +25,7 @@
 
 static uint64_t words; /* of each direction */
 static uint64_t chunk[CHUNK];
+static bool endless; /* neither side ends its direction */
 
 static double now(void) {
 	struct timespec time;
@@ -53,7 +57,7 @@ static void send_noise(int fd) {
 		}
 		left -= count;
 	}
-	if (shutdown(fd, SHUT_WR))
+	if (!endless && shutdown(fd, SHUT_WR))
 		err(1, "shutdown");
 	printf("sent %016jx\n", (uintmax_t)sum);
 }
@@ -61,8 +65,8 @@ static void send_noise(int fd) {
 static void receive_noise(int fd) {
 	uint64_t sum = 0, count = 0;
 	size_t have = 0;
-	ssize_t got;
-	while ((got = read(fd, (char *)chunk + have, sizeof chunk - have)) > 0) {
+	ssize_t got = 0;
+	while (!(endless && count == words) && (got = read(fd, (char *)chunk + have, sizeof chunk - have)) > 0) {
 		have += (size_t)got;
 		for (size_t i = 0; i < have / 8; i++)
 			sum = mix(sum, chunk[i]);
@@ -100,6 +104,13 @@ static struct sockaddr_un unix_address(const char *path) {
 	return address;
 }
 
+static int open_file(const char *path) {
+	int fd = open(path, O_RDWR);
+	if (fd < 0)
+		err(1, "%s", path);
+	return fd;
+}
+
 static int socket_of(int family) {
 	int fd = socket(family, SOCK_STREAM, 0);
 	if (fd < 0)
@@ -125,13 +136,18 @@ static int connect_tcp(const char *host, unsigned port) {
 	return fd;
 }
 
-static int connect_host(const char *path, unsigned port) {
+static int connect_unix(const char *path) {
 	struct sockaddr_un address = unix_address(path);
-	char byte, line[32];
-	size_t length = 0;
 	int fd = socket_of(AF_UNIX);
 	if (connect(fd, (struct sockaddr *)&address, sizeof address))
-		err(1, "connect");
+		err(1, "%s", path);
+	return fd;
+}
+
+static int connect_host(const char *path, unsigned port) {
+	char byte, line[32];
+	size_t length = 0;
+	int fd = connect_unix(path);
 	dprintf(fd, "CONNECT %u\n", port);
 	while (read(fd, &byte, 1) == 1 && byte != '\n' && length < sizeof line - 1)
 		line[length++] = byte;
@@ -181,6 +197,7 @@ int main(int argc, char **argv) {
 		listener = listen_vsock(port);
 	else if (sscanf(argv[1], "tcp-listen:%u", &port) == 1)
 		listener = listen_tcp(port);
+	endless = !strncmp(argv[1], "file:", 5) || !strncmp(argv[1], "unix:", 5);
 
 	double began = now();
 	for (unsigned long i = 0; i < count; i++) {
@@ -201,6 +218,10 @@ int main(int argc, char **argv) {
 				fd = connect_tcp(path, port);
 			else if (sscanf(argv[1], "host:%107[^:]:%u", path, &port) == 2)
 				fd = connect_host(path, port);
+			else if (!strncmp(argv[1], "file:", 5))
+				fd = open_file(argv[1] + 5);
+			else if (!strncmp(argv[1], "unix:", 5))
+				fd = connect_unix(argv[1] + 5);
 			else
 				errx(2, "%s is no address", argv[1]);
 			exchange(fd);
