@@ -9,7 +9,9 @@
 
 pub mod console;
 pub mod disk;
+pub mod drivers;
 pub mod raw;
+pub mod socket;
 pub mod stand;
 pub mod subjects;
 pub mod torture;
