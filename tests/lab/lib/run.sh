@@ -51,6 +51,8 @@ boot() {
   joined=$*
   need_xen "$xen"
   need_kernel "$kernel"
+  # shellcheck disable=SC2046 # a word for each
+  need_lab_back_ends $(case_back_ends "$@")
   make_initrd "$TEMPORARY"
   mkdir -p "$LAB_CACHE/logs"
   log=$LAB_CACHE/logs/run-$kernel-$(date +%Y%m%d-%H%M%S)-$$.log
@@ -169,6 +171,7 @@ lab_shell() {
   [[ " ${KERNELS[*]} " == *" $1 "* ]] || die "there is no kernel '$1'; there are: ${KERNELS[*]}"
   prepare "$1" lab
   SUITE=
+  need_lab_back_ends
   temporary_directory
   make_initrd "$TEMPORARY"
   machine_command "$TEMPORARY" "$INITRD" 1 2048 plain "lab.soak=$LAB_SOAK_SECONDS"
