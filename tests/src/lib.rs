@@ -7,6 +7,7 @@
 //! to endure. Each wait is bounded; a vCPU that is not answered, freed memory
 //! that is written to, and anything held of the guest's at the end fail a test.
 
+pub mod back_end;
 pub mod console;
 pub mod disk;
 pub mod drivers;

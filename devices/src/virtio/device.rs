@@ -2,9 +2,11 @@
 
 use std::os::fd::BorrowedFd;
 use std::path::Path;
+use std::sync::Arc;
 
 use swiotlb::Dma;
 
+use super::interrupt::Notifier;
 use super::queue::{ActiveQueue, Chain, QueueError};
 
 /// A virtio device type. virtio 1.3 §5
@@ -62,6 +64,10 @@ pub trait Device: Send {
         index: u16,
         features: u64,
     ) -> Result<Box<dyn QueueHandler>, DeviceError>;
+
+    /// The device is put behind registers, once: `notifier` is for what it tells
+    /// its driver outside of its queues' workers.
+    fn attach(&mut self, _notifier: &Arc<Notifier>) {}
 
     /// What the device stands on may have changed on the host: looks at it
     /// again. Returns whether the configuration space has changed, of which the

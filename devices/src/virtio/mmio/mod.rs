@@ -99,19 +99,21 @@ impl Transport {
     /// # Errors
     /// No event files.
     pub fn new(
-        device: Box<dyn Device>,
+        mut device: Box<dyn Device>,
         options: TransportOptions,
         line: Arc<dyn Interrupt>,
         provider: Arc<dyn DmaProvider>,
         returned: EventFd,
     ) -> io::Result<Self> {
         let queues = Queues::new(device.queue_sizes(), returned)?;
+        let notifier = Arc::new(Notifier::new(line));
+        device.attach(&notifier);
         Ok(Transport {
             device,
             options,
             registers: Registers::default(),
             queues,
-            notifier: Arc::new(Notifier::new(line)),
+            notifier,
             provider,
             resetting: false,
             malformed: 0,
