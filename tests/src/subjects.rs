@@ -224,7 +224,10 @@ fn make_behind_a_back_end(stand: &Stand, number: u32) -> Box<dyn Device> {
     if !path.exists() {
         BackEnd::serve(&path, make_rng(stand, number)).until_its_directory_goes();
     }
-    in_front(VhostUserConfig::new(path, DeviceType::ENTROPY.0))
+    in_front(VhostUserConfig {
+        queue_size: 64,
+        ..VhostUserConfig::new(path, DeviceType::ENTROPY.0)
+    })
 }
 
 /// One to four buffers for random bytes, each large enough not to be zero by

@@ -136,11 +136,11 @@ fn a_back_end_that_comes_late_is_waited_for() {
     both(|addresses| {
         let stand = Stand::new();
         let socket = stand.path("socket");
-        let place = stand.add(
-            0,
-            addresses,
-            in_front(VhostUserConfig::new(&socket, DeviceType::ENTROPY.0)),
-        );
+        let device = in_front(VhostUserConfig {
+            queue_size: 64,
+            ..VhostUserConfig::new(&socket, DeviceType::ENTROPY.0)
+        });
+        let place = stand.add(0, addresses, device);
         enter(stand.memory(place.addresses));
         let registers = Registers::probe(&stand.vcpu(0), place.base).unwrap();
         let mut driver: VirtIORng<GuestHal, Registers> = VirtIORng::new(registers).unwrap();

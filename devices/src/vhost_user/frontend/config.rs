@@ -69,7 +69,8 @@ pub struct VhostUserConfig {
     /// Queues: 1 to 128.
     #[serde(default = "default_queues")]
     pub queues: u16,
-    /// Descriptors of each queue: a power of two from 2 to 4096.
+    /// Descriptors of each queue: a power of two from 2 to 4096. A back end
+    /// cannot be asked for the most that it takes; it refuses what is more.
     #[serde(default = "default_queue_size")]
     pub queue_size: u16,
     /// How the back end reaches data.
@@ -112,7 +113,7 @@ fn default_queues() -> u16 {
 }
 
 fn default_queue_size() -> u16 {
-    256
+    128
 }
 
 fn default_pool() -> u32 {
@@ -331,7 +332,7 @@ mod tests {
         assert_eq!(config, self::config());
         assert_eq!(spec.socket(), Path::new("/run/fs.sock"));
         assert_eq!(spec.device_type(), DeviceType(26));
-        assert_eq!((spec.queues, spec.queue_size, spec.pool), (1, 256, 16 << 20));
+        assert_eq!((spec.queues, spec.queue_size, spec.pool), (1, 128, 16 << 20));
         assert_eq!((spec.refused, spec.config_space), (0, None));
     }
 
