@@ -123,7 +123,8 @@ impl Session {
         if matches!(error, SessionError::Silent { .. }) {
             add(&self.shared.stats.hung, 1);
         }
-        if is_another_device(&error) {
+        let is_up = !self.shared.state().wishes.is_empty();
+        if is_up && is_another_device(&error) {
             self.shared.need_reset();
         }
         let text = with_causes(&error);
@@ -217,12 +218,10 @@ fn connect(shared: &Shared) -> Result<Connection<'_>, SessionError> {
             compare(&before.config, &known.config, &state.written)?;
         }
     }
-    let (resets, writes) = (state.resets, match state.written.is_empty() {
-        true => state.writes,
-        // what the driver has written to its predecessor
-        false => state.writes.wrapping_sub(1),
-    });
-    state.known = Some(with_written(known.clone(), &state.written));
+    let resets = state.resets;
+    // what the driver has written to its predecessor it has to hear of, too
+    let writes = state.writes.wrapping_sub(u64::from(!state.written.is_empty()));
+    state.known = Some(known.clone());
     drop(state);
     Ok(Connection {
         shared,
@@ -235,16 +234,6 @@ fn connect(shared: &Shared) -> Result<Connection<'_>, SessionError> {
         resets,
         writes,
     })
-}
-
-/// What the driver has written is what it finds.
-fn with_written(mut known: Known, written: &BTreeMap<u8, u8>) -> Known {
-    for (at, value) in written {
-        if let Some(byte) = known.config.get_mut(usize::from(*at)) {
-            *byte = *value;
-        }
-    }
-    known
 }
 
 /// Whether a configuration space is still what it was, but for what the driver
@@ -352,19 +341,24 @@ impl Connection<'_> {
 
     /// The back end says that its configuration space has changed.
     fn config_changed(&mut self) -> Result<(), SessionError> {
-        let config = read_config(self.shared, &self.peer)?;
-        if config == self.known.config {
-            return Ok(());
-        }
-        self.known.config.clone_from(&config);
-        if let Some(known) = &mut self.shared.state().known {
-            known.config = config;
-        }
-        tracing::info!("the back end has changed the configuration space");
-        if let Some(notifier) = self.shared.notifier.get() {
-            notifier.config_changed();
+        if self.look_again()? {
+            tracing::info!("the back end has changed the configuration space");
+            if let Some(notifier) = self.shared.notifier.get() {
+                notifier.config_changed();
+            }
         }
         Ok(())
+    }
+
+    /// Reads the configuration space again; whether it is another one.
+    fn look_again(&mut self) -> Result<bool, SessionError> {
+        let config = read_config(self.shared, &self.peer)?;
+        let changed = config != self.known.config;
+        if changed {
+            self.known.config = config;
+            self.shared.state().known = Some(self.known.clone());
+        }
+        Ok(changed)
     }
 
     fn reconcile(&mut self) -> Result<(), SessionError> {
@@ -394,6 +388,7 @@ impl Connection<'_> {
             self.resets = resets;
             self.peer.reset(&end)?;
             self.features = None;
+            self.look_again()?;
         }
         if self.writes != writes {
             self.writes = writes;
@@ -407,7 +402,34 @@ impl Connection<'_> {
         Ok(())
     }
 
-    fn write_config(&self, written: &BTreeMap<u8, u8>) -> Result<(), SessionError> {
+    /// Passes on what the driver has written, and looks what has become of it.
+    /// What a back end refuses, or what two of them have left over, is dropped.
+    fn write_config(&mut self, written: &BTreeMap<u8, u8>) -> Result<(), SessionError> {
+        let told = self
+            .tell_config(written)
+            .and_then(|()| self.look_again())
+            .map(drop);
+        let mut state = self.shared.state();
+        state.left_over_writes = match &told {
+            Ok(()) => 0,
+            Err(_) => state.left_over_writes + 1,
+        };
+        let refused = matches!(told, Err(SessionError::Refused { .. }));
+        if refused || state.left_over_writes > 1 {
+            state.written.clear();
+            state.left_over_writes = 0;
+        }
+        drop(state);
+        match told {
+            Err(SessionError::Refused { code, .. }) => {
+                tracing::debug!(code, "the back end takes no such configuration");
+                Ok(())
+            }
+            other => other,
+        }
+    }
+
+    fn tell_config(&self, written: &BTreeMap<u8, u8>) -> Result<(), SessionError> {
         let end = until(&self.shared.quit);
         let mut written = written.iter().peekable();
         while let Some((start, first)) = written.next() {

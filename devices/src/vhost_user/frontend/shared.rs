@@ -95,6 +95,8 @@ pub(super) struct State {
     pub written: BTreeMap<u8, u8>,
     /// How often it has.
     pub writes: u64,
+    /// Back ends that have left when they were told of it, one after the other.
+    pub left_over_writes: u32,
     /// Of the back end, once it was there.
     pub known: Option<Known>,
     /// How the last try to connect ended, if one has.
