@@ -73,6 +73,7 @@ struct Connection<'a> {
     has_memory: bool,
     resets: u64,
     writes: u64,
+    violations: u64,
 }
 
 impl Session {
@@ -152,13 +153,13 @@ impl Session {
             }
             let state = self.shared.state();
             let is_wanted = !state.wishes.is_empty();
-            let broken = state.broken.is_some();
+            let is_blocked = state.is_blocked;
             drop(state);
             let limit = self.shared.spec.give_up_after;
             if is_wanted && limit.is_some_and(|limit| self.away.elapsed() >= limit) {
                 self.shared.need_reset();
             }
-            if !broken {
+            if !is_blocked {
                 return false;
             }
         }
@@ -218,7 +219,7 @@ fn connect(shared: &Shared) -> Result<Connection<'_>, SessionError> {
             compare(&before.config, &known.config, &state.written)?;
         }
     }
-    let resets = state.resets;
+    let (resets, violations) = (state.resets, state.violations);
     // what the driver has written to its predecessor it has to hear of, too
     let writes = state.writes.wrapping_sub(u64::from(!state.written.is_empty()));
     state.known = Some(known.clone());
@@ -233,6 +234,7 @@ fn connect(shared: &Shared) -> Result<Connection<'_>, SessionError> {
         has_memory: false,
         resets,
         writes,
+        violations,
     })
 }
 
@@ -367,7 +369,9 @@ impl Connection<'_> {
         let wishes = state.wishes.clone();
         let (resets, writes) = (state.resets, state.writes);
         let written = state.written.clone();
-        if let Some((queue, violation)) = state.broken {
+        if let Some((queue, violation)) = state.broken
+            && state.violations != self.violations
+        {
             return Err(SessionError::Violation { queue, violation });
         }
         drop(state);
