@@ -127,30 +127,26 @@ impl Device for VhostUserDevice {
             (None, None) => return,
         };
         let at = usize::try_from(offset).unwrap_or(usize::MAX);
-        let rest = config.get(at..).unwrap_or_default();
-        for (to, from) in data.iter_mut().zip(rest) {
-            *to = *from;
+        let rest = config.iter().enumerate().skip(at);
+        for (to, (at, from)) in data.iter_mut().zip(rest) {
+            let written = u8::try_from(at).ok().and_then(|at| state.written.get(&at));
+            *to = *written.unwrap_or(from);
         }
     }
 
     fn write_config(&mut self, offset: u64, data: &[u8]) -> bool {
         let mut state = self.shared.state();
-        let end = usize::try_from(offset)
-            .ok()
-            .and_then(|at| at.checked_add(data.len()));
-        let (Some(known), Some(end)) = (&mut state.known, end) else {
+        let Some(known) = state.known.as_ref().filter(|known| known.writable) else {
             return false;
         };
-        if !known.writable || end > known.config.len() {
+        let len = known.config.len() as u64;
+        if offset.saturating_add(data.len() as u64) > len {
             return false;
         }
-        let at = end - data.len();
-        let mut written = Vec::with_capacity(data.len());
-        for ((at, to), from) in (at..end).zip(known.config.iter_mut().skip(at)).zip(data) {
-            *to = *from;
-            written.extend(u8::try_from(at).map(|at| (at, *from)));
-        }
-        state.written.extend(written);
+        // there are 256 at most
+        let bytes = (offset..).map_while(|at| u8::try_from(at).ok());
+        let bytes: Vec<(u8, u8)> = bytes.zip(data.iter().copied()).collect();
+        state.written.extend(bytes);
         state.writes += 1;
         drop(state);
         self.shared.bell.ring();

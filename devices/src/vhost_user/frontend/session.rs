@@ -73,6 +73,7 @@ struct Connection<'a> {
     has_memory: bool,
     resets: u64,
     writes: u64,
+    violations: u64,
 }
 
 impl Session {
@@ -123,7 +124,8 @@ impl Session {
         if matches!(error, SessionError::Silent { .. }) {
             add(&self.shared.stats.hung, 1);
         }
-        if is_another_device(&error) {
+        let is_up = !self.shared.state().wishes.is_empty();
+        if is_up && is_another_device(&error) {
             self.shared.need_reset();
         }
         let text = with_causes(&error);
@@ -151,13 +153,13 @@ impl Session {
             }
             let state = self.shared.state();
             let is_wanted = !state.wishes.is_empty();
-            let broken = state.broken.is_some();
+            let is_blocked = state.is_blocked;
             drop(state);
             let limit = self.shared.spec.give_up_after;
             if is_wanted && limit.is_some_and(|limit| self.away.elapsed() >= limit) {
                 self.shared.need_reset();
             }
-            if !broken {
+            if !is_blocked {
                 return false;
             }
         }
@@ -217,12 +219,10 @@ fn connect(shared: &Shared) -> Result<Connection<'_>, SessionError> {
             compare(&before.config, &known.config, &state.written)?;
         }
     }
-    let (resets, writes) = (state.resets, match state.written.is_empty() {
-        true => state.writes,
-        // what the driver has written to its predecessor
-        false => state.writes.wrapping_sub(1),
-    });
-    state.known = Some(with_written(known.clone(), &state.written));
+    let (resets, violations) = (state.resets, state.violations);
+    // what the driver has written to its predecessor it has to hear of, too
+    let writes = state.writes.wrapping_sub(u64::from(!state.written.is_empty()));
+    state.known = Some(known.clone());
     drop(state);
     Ok(Connection {
         shared,
@@ -234,17 +234,8 @@ fn connect(shared: &Shared) -> Result<Connection<'_>, SessionError> {
         has_memory: false,
         resets,
         writes,
+        violations,
     })
-}
-
-/// What the driver has written is what it finds.
-fn with_written(mut known: Known, written: &BTreeMap<u8, u8>) -> Known {
-    for (at, value) in written {
-        if let Some(byte) = known.config.get_mut(usize::from(*at)) {
-            *byte = *value;
-        }
-    }
-    known
 }
 
 /// Whether a configuration space is still what it was, but for what the driver
@@ -352,19 +343,24 @@ impl Connection<'_> {
 
     /// The back end says that its configuration space has changed.
     fn config_changed(&mut self) -> Result<(), SessionError> {
-        let config = read_config(self.shared, &self.peer)?;
-        if config == self.known.config {
-            return Ok(());
-        }
-        self.known.config.clone_from(&config);
-        if let Some(known) = &mut self.shared.state().known {
-            known.config = config;
-        }
-        tracing::info!("the back end has changed the configuration space");
-        if let Some(notifier) = self.shared.notifier.get() {
-            notifier.config_changed();
+        if self.look_again()? {
+            tracing::info!("the back end has changed the configuration space");
+            if let Some(notifier) = self.shared.notifier.get() {
+                notifier.config_changed();
+            }
         }
         Ok(())
+    }
+
+    /// Reads the configuration space again; whether it is another one.
+    fn look_again(&mut self) -> Result<bool, SessionError> {
+        let config = read_config(self.shared, &self.peer)?;
+        let changed = config != self.known.config;
+        if changed {
+            self.known.config = config;
+            self.shared.state().known = Some(self.known.clone());
+        }
+        Ok(changed)
     }
 
     fn reconcile(&mut self) -> Result<(), SessionError> {
@@ -373,7 +369,9 @@ impl Connection<'_> {
         let wishes = state.wishes.clone();
         let (resets, writes) = (state.resets, state.writes);
         let written = state.written.clone();
-        if let Some((queue, violation)) = state.broken {
+        if let Some((queue, violation)) = state.broken
+            && state.violations != self.violations
+        {
             return Err(SessionError::Violation { queue, violation });
         }
         drop(state);
@@ -394,6 +392,7 @@ impl Connection<'_> {
             self.resets = resets;
             self.peer.reset(&end)?;
             self.features = None;
+            self.look_again()?;
         }
         if self.writes != writes {
             self.writes = writes;
@@ -407,7 +406,34 @@ impl Connection<'_> {
         Ok(())
     }
 
-    fn write_config(&self, written: &BTreeMap<u8, u8>) -> Result<(), SessionError> {
+    /// Passes on what the driver has written, and looks what has become of it.
+    /// What a back end refuses, or what two of them have left over, is dropped.
+    fn write_config(&mut self, written: &BTreeMap<u8, u8>) -> Result<(), SessionError> {
+        let told = self
+            .tell_config(written)
+            .and_then(|()| self.look_again())
+            .map(drop);
+        let mut state = self.shared.state();
+        state.left_over_writes = match &told {
+            Ok(()) => 0,
+            Err(_) => state.left_over_writes + 1,
+        };
+        let refused = matches!(told, Err(SessionError::Refused { .. }));
+        if refused || state.left_over_writes > 1 {
+            state.written.clear();
+            state.left_over_writes = 0;
+        }
+        drop(state);
+        match told {
+            Err(SessionError::Refused { code, .. }) => {
+                tracing::debug!(code, "the back end takes no such configuration");
+                Ok(())
+            }
+            other => other,
+        }
+    }
+
+    fn tell_config(&self, written: &BTreeMap<u8, u8>) -> Result<(), SessionError> {
         let end = until(&self.shared.quit);
         let mut written = written.iter().peekable();
         while let Some((start, first)) = written.next() {

@@ -89,12 +89,17 @@ pub(super) struct State {
     wishes_made: u64,
     /// How often the device was reset.
     pub resets: u64,
-    /// Rules that the back end has broken since then.
+    /// The last rule that a back end has broken, and how many there were.
     pub broken: Option<(u16, Violation)>,
+    pub violations: u64,
+    /// It was broken since the device was reset.
+    pub is_blocked: bool,
     /// What the driver has written to the configuration space since then.
     pub written: BTreeMap<u8, u8>,
     /// How often it has.
     pub writes: u64,
+    /// Back ends that have left when they were told of it, one after the other.
+    pub left_over_writes: u32,
     /// Of the back end, once it was there.
     pub known: Option<Known>,
     /// How the last try to connect ended, if one has.
@@ -165,7 +170,7 @@ impl Shared {
     pub(super) fn reset(&self) {
         let mut state = self.state();
         state.resets += 1;
-        state.broken = None;
+        state.is_blocked = false;
         state.written.clear();
         drop(state);
         self.bell.ring();
@@ -175,7 +180,11 @@ impl Shared {
     /// device is reset.
     pub(super) fn violated(&self, queue: u16, violation: Violation) {
         add(&self.stats.violations, 1);
-        self.state().broken = Some((queue, violation));
+        let mut state = self.state();
+        state.broken = Some((queue, violation));
+        state.violations += 1;
+        state.is_blocked = true;
+        drop(state);
         self.bell.ring();
     }
 
