@@ -222,7 +222,10 @@ mod tests {
         let configured = config.kind();
         let checked = config.validate().unwrap().kind();
 
-        assert_eq!((configured.name, configured.device_type.0), ("vhost-user", 26));
+        assert_eq!(
+            (configured.name, configured.device_type.0),
+            ("vhost-user", 26)
+        );
         assert_eq!(checked, configured);
     }
 

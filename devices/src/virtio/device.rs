@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use swiotlb::Dma;
+use vmm_sys_util::eventfd::EventFd;
 
 use super::interrupt::Notifier;
 use super::queue::{ActiveQueue, Chain, QueueError};
@@ -65,9 +66,17 @@ pub trait Device: Send {
         features: u64,
     ) -> Result<Box<dyn QueueHandler>, DeviceError>;
 
-    /// The device is put behind registers, once: `notifier` is for what it tells
-    /// its driver outside of its queues' workers.
-    fn attach(&mut self, _notifier: &Arc<Notifier>) {}
+    /// The device is put behind registers, once. `notifier` is for what it tells
+    /// its driver outside of its queues' workers; `attention` is rung when
+    /// [`Device::is_ready`] has changed.
+    fn attach(&mut self, _notifier: &Arc<Notifier>, _attention: EventFd) {}
+
+    /// Whether the device knows what it offers. Until it does, a driver's first
+    /// word is not answered, for which the device sets itself a bound; then it
+    /// stays so.
+    fn is_ready(&self) -> bool {
+        true
+    }
 
     /// What the device stands on may have changed on the host: looks at it
     /// again. Returns whether the configuration space has changed, of which the

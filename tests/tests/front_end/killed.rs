@@ -70,7 +70,10 @@ fn a_disk_whose_back_end_is_killed_five_times_loses_nothing_and_shows_no_error()
     both(|addresses| {
         let stand = Stand::new();
         let image = stand.path("image");
-        File::create_new(&image).unwrap().set_len(IMAGE as u64).unwrap();
+        File::create_new(&image)
+            .unwrap()
+            .set_len(IMAGE as u64)
+            .unwrap();
         let socket = stand.path("socket");
         let mut program = Program::start(&socket, &image);
         let device = in_front(VhostUserConfig::new(&socket, DeviceType::BLOCK.0));

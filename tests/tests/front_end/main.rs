@@ -1,6 +1,7 @@
 //! Devices that vhost-user back ends serve, driven through the front end by
 //! grants and by plain addresses.
 
+mod hostile;
 mod killed;
 mod served;
 

@@ -2,12 +2,13 @@
 //! served without it.
 
 use std::fs;
+use std::path::Path;
 
 use devices::blk::BlkConfig;
 use devices::registry::DeviceSpec;
 use devices::rng::RngConfig;
 use devices::vhost_user::frontend::VhostUserConfig;
-use devices::virtio::DeviceType;
+use devices::virtio::{Device, DeviceType};
 use tests::Stand;
 use tests::back_end::{BackEnd, in_front};
 use tests::stand::{configured, disk};
@@ -131,29 +132,68 @@ fn a_request_of_more_than_the_largest_mapping_goes_in_parts() {
     });
 }
 
+fn entropy() -> Box<dyn Device> {
+    let spec = RngConfig::default().validate().unwrap();
+    DeviceSpec::Rng(spec).open().unwrap()
+}
+
+fn entropy_behind(socket: &Path, start_wait: u32) -> Box<dyn Device> {
+    in_front(VhostUserConfig {
+        queue_size: 64,
+        start_wait,
+        ..VhostUserConfig::new(socket, DeviceType::ENTROPY.0)
+    })
+}
+
+fn ask(driver: &mut VirtIORng<GuestHal, Registers>) -> Vec<u8> {
+    let mut bytes = vec![0; 4096];
+    assert_eq!(driver.request_entropy(&mut bytes).unwrap(), 4096);
+    bytes
+}
+
 #[test]
-fn a_back_end_that_comes_late_is_waited_for() {
+fn a_driver_that_does_not_wait_for_a_late_back_end_is_served_when_it_comes() {
     both(|addresses| {
         let stand = Stand::new();
         let socket = stand.path("socket");
-        let device = in_front(VhostUserConfig {
-            queue_size: 64,
-            ..VhostUserConfig::new(&socket, DeviceType::ENTROPY.0)
-        });
-        let place = stand.add(0, addresses, device);
+        let place = stand.add(0, addresses, entropy_behind(&socket, 0));
         enter(stand.memory(place.addresses));
         let registers = Registers::probe(&stand.vcpu(0), place.base).unwrap();
-        let mut driver: VirtIORng<GuestHal, Registers> = VirtIORng::new(registers).unwrap();
+        let mut driver = VirtIORng::new(registers).unwrap();
 
-        let spec = RngConfig::default().validate().unwrap();
-        let device = DeviceSpec::Rng(spec).open().unwrap();
-        let _back_end = BackEnd::serve(&socket, device);
-        let mut bytes = [0; 4096];
-        let got = driver.request_entropy(&mut bytes).unwrap();
+        let _back_end = BackEnd::serve(&socket, entropy());
+        let bytes = ask(&mut driver);
 
-        assert_eq!(got, 4096);
         assert_ne!(bytes, [0; 4096]);
         drop(driver);
+        stand.finish();
+    });
+}
+
+#[test]
+fn a_driver_that_is_there_first_waits_for_its_back_end_and_others_do_not() {
+    both(|addresses| {
+        let stand = Stand::new();
+        let socket = stand.path("socket");
+        let place = stand.add(0, addresses, entropy_behind(&socket, 3600));
+        let (other, _) = stand.add_disk(1, addresses, 1 << 20);
+        let (vcpu, memory) = (stand.vcpu(1), stand.memory(place.addresses));
+        let first = std::thread::spawn(move || {
+            enter(memory);
+            let registers = Registers::probe(&vcpu, place.base).unwrap();
+            let mut driver = VirtIORng::new(registers).unwrap();
+            ask(&mut driver)
+        });
+
+        let mut disk = stand.drive(&other);
+        let read = read_all(&mut disk, 0, 4096);
+        let waits = !first.is_finished();
+        let _back_end = BackEnd::serve(&socket, entropy());
+        let bytes = first.join().unwrap();
+
+        assert_eq!((read.len(), waits), (4096, true));
+        assert_ne!(bytes, [0; 4096]);
+        drop(disk);
         stand.finish();
     });
 }
@@ -174,7 +214,10 @@ fn a_guest_that_comes_back_finds_the_back_end_usable() {
         }
 
         let stats = stand.guest().snapshot().devices.remove(0);
-        let connections = stats.statistics.iter().find(|(name, _)| *name == "connections");
+        let connections = stats
+            .statistics
+            .iter()
+            .find(|(name, _)| *name == "connections");
         assert_eq!(connections, Some(&("connections", 1)));
         stand.finish();
     });

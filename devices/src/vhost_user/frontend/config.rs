@@ -102,6 +102,11 @@ pub struct VhostUserConfig {
     /// for hung, seconds: 1 to 86400.
     #[serde(default = "default_answer_timeout")]
     pub answer_timeout: u32,
+    /// How long a driver waits for a back end that has never been there, before
+    /// it is offered a device without features: seconds, 0 to 86400. Its vCPU
+    /// waits with it.
+    #[serde(default = "default_start_wait")]
+    pub start_wait: u32,
     /// How long a back end may be away before a driver that is up is told that
     /// the device needs a reset, seconds: 1 to 86400. Without it, it waits.
     #[serde(default)]
@@ -121,6 +126,10 @@ fn default_pool() -> u32 {
 }
 
 fn default_answer_timeout() -> u32 {
+    10
+}
+
+fn default_start_wait() -> u32 {
     10
 }
 
@@ -155,6 +164,9 @@ pub enum ConfigError {
     #[error("answer-timeout {0} is not from 1 to 86400")]
     AnswerTimeout(u32),
     /// The bound is out of bounds.
+    #[error("start-wait {0} is not from 0 to 86400")]
+    StartWait(u32),
+    /// The bound is out of bounds.
     #[error("give-up-after {0} is not from 1 to 86400")]
     GiveUpAfter(u32),
 }
@@ -173,6 +185,7 @@ impl ConfigError {
             ConfigError::ConfigSpace(_) => "config-space",
             ConfigError::ConfigSize(_) => "config-size",
             ConfigError::AnswerTimeout(_) => "answer-timeout",
+            ConfigError::StartWait(_) => "start-wait",
             ConfigError::GiveUpAfter(_) => "give-up-after",
         }
     }
@@ -195,6 +208,7 @@ impl VhostUserConfig {
             config_space: None,
             config_size: None,
             answer_timeout: default_answer_timeout(),
+            start_wait: default_start_wait(),
             give_up_after: None,
         }
     }
@@ -243,7 +257,11 @@ impl VhostUserConfig {
         if config_size.is_some_and(|size| !(1..=CONFIG_MAX).contains(&size)) {
             return Err(ConfigError::ConfigSize(self.config_size.unwrap_or(0)));
         }
+        if self.start_wait > SECONDS_MAX {
+            return Err(ConfigError::StartWait(self.start_wait));
+        }
         Ok(VhostUserSpec {
+            start_wait: Duration::from_secs(self.start_wait.into()),
             config_space: self.config_space.map(hexadecimal).transpose()?,
             answer_timeout: seconds(self.answer_timeout)
                 .ok_or(ConfigError::AnswerTimeout(self.answer_timeout))?,
@@ -297,6 +315,7 @@ pub struct VhostUserSpec {
     pub(super) config_space: Option<Vec<u8>>,
     pub(super) config_size: Option<usize>,
     pub(super) answer_timeout: Duration,
+    pub(super) start_wait: Duration,
     pub(super) give_up_after: Option<Duration>,
 }
 
@@ -332,7 +351,10 @@ mod tests {
         assert_eq!(config, self::config());
         assert_eq!(spec.socket(), Path::new("/run/fs.sock"));
         assert_eq!(spec.device_type(), DeviceType(26));
-        assert_eq!((spec.queues, spec.queue_size, spec.pool), (1, 128, 16 << 20));
+        assert_eq!(
+            (spec.queues, spec.queue_size, spec.pool),
+            (1, 128, 16 << 20)
+        );
         assert_eq!((spec.refused, spec.config_space), (0, None));
     }
 
@@ -342,7 +364,7 @@ mod tests {
             "socket = \"/s\"\nvirtio-id = 2\nqueues = 4\nqueue-size = 64\nmemory = \"bounce\"\n\
              pool-mib = 1\ncopy-back = \"whole\"\nafter-restart = \"reset\"\n\
              refuse-features = [5, 50]\nconfig-space = \"00fFa1\"\nconfig-size = 60\n\
-             answer-timeout = 3\ngive-up-after = 60",
+             answer-timeout = 3\nstart-wait = 0\ngive-up-after = 60",
         )
         .unwrap();
 
@@ -352,6 +374,7 @@ mod tests {
         assert_eq!(spec.config_space, Some(vec![0, 0xff, 0xa1]));
         assert_eq!(spec.config_size, Some(60));
         assert_eq!(spec.answer_timeout, Duration::from_secs(3));
+        assert_eq!(spec.start_wait, Duration::ZERO);
         assert_eq!(spec.give_up_after, Some(Duration::from_secs(60)));
         assert_eq!(spec.copy_back, CopyBack::Whole);
         assert_eq!(spec.after_restart, AfterRestart::Reset);
@@ -387,6 +410,7 @@ mod tests {
             with(|c| c.config_size = Some(0)),
             with(|c| c.config_size = Some(257)),
             with(|c| c.answer_timeout = 0),
+            with(|c| c.start_wait = 86_401),
             with(|c| c.give_up_after = Some(86_401)),
         ];
 

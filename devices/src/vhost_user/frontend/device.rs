@@ -7,6 +7,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use thiserror::Error;
+use vmm_sys_util::eventfd::EventFd;
 
 use super::config::VhostUserSpec;
 use super::error::SessionError;
@@ -56,8 +57,9 @@ pub struct VhostUserDevice {
 
 impl VhostUserDevice {
     /// Starts the session with the back end of `spec`. A back end that is not
-    /// there is waited for; until it comes the guest is offered no features of
-    /// the device's own and the configured configuration space.
+    /// there is waited for. A driver waits with it, but not for ever: it is then
+    /// offered no features of the device's own and the configured configuration
+    /// space.
     ///
     /// # Errors
     /// [`OpenError`]: no thread, or a back end that is there and cannot serve
@@ -166,9 +168,12 @@ impl Device for VhostUserDevice {
         Ok(Box::new(VhostUserHandler::new(shared, index, features)?))
     }
 
-    fn attach(&mut self, notifier: &Arc<Notifier>) {
-        // a device is put behind registers once
-        let _ = self.shared.notifier.set(Arc::clone(notifier));
+    fn attach(&mut self, notifier: &Arc<Notifier>, attention: EventFd) {
+        self.shared.attach(notifier, attention);
+    }
+
+    fn is_ready(&self) -> bool {
+        self.shared.is_ready()
     }
 
     fn reset(&mut self) {

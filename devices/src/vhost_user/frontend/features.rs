@@ -46,7 +46,10 @@ mod tests {
         assert_eq!(offered(all, 0), DEVICE);
         assert_eq!(offered(1 << 5 | 1 << 9 | 1 << 34, 1 << 9), 1 << 5);
         assert_eq!(DEVICE & (1 << 24 | 1 << 28 | 1 << 33 | 1 << 49), 0);
-        assert_eq!(DEVICE & (1 << 23 | 1 << 50 | 1 << 63), 1 << 23 | 1 << 50 | 1 << 63);
+        assert_eq!(
+            DEVICE & (1 << 23 | 1 << 50 | 1 << 63),
+            1 << 23 | 1 << 50 | 1 << 63
+        );
     }
 
     #[test]

@@ -7,9 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 use swiotlb::sizing::{SEGMENT_SIZE, SLOT_SIZE};
-use swiotlb::{
-    Access, Attrs, Device, Direction, InFlight, Job, JobRanges, Lease, Mapped, Need, PAGE_SIZE,
-};
+use swiotlb::{Access, Attrs, Device, Direction, InFlight, Job, JobRanges, Lease, Mapped, Need};
 
 use super::config::{AfterRestart, CopyBack};
 use super::error::Violation;
@@ -34,7 +32,7 @@ const NEED: Need = Need {
     scatter: false,
     pinned: false,
     limit: None,
-    align: PAGE_SIZE as u32,
+    align: 4096,
 };
 
 /// A chain of the guest's. What it takes to have it done again is kept.

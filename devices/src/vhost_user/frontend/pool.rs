@@ -254,7 +254,10 @@ mod tests {
 
         let rings = pool.addresses(1);
 
-        assert_eq!((rings.desc % 16, rings.avail % 2, rings.used % 4), (0, 0, 0));
+        assert_eq!(
+            (rings.desc % 16, rings.avail % 2, rings.used % 4),
+            (0, 0, 0)
+        );
     }
 
     #[test]

@@ -221,7 +221,9 @@ fn connect(shared: &Shared) -> Result<Connection<'_>, SessionError> {
     }
     let (resets, violations) = (state.resets, state.violations);
     // what the driver has written to its predecessor it has to hear of, too
-    let writes = state.writes.wrapping_sub(u64::from(!state.written.is_empty()));
+    let writes = state
+        .writes
+        .wrapping_sub(u64::from(!state.written.is_empty()));
     state.known = Some(known.clone());
     drop(state);
     Ok(Connection {
@@ -491,7 +493,10 @@ impl Connection<'_> {
     /// the memory, which the next one may have.
     fn stop(&mut self, queue: u16) -> Result<(), SessionError> {
         let end = until(&self.shared.quit);
-        if self.features.is_some_and(|own| own & PROTOCOL_FEATURES != 0) {
+        if self
+            .features
+            .is_some_and(|own| own & PROTOCOL_FEATURES != 0)
+        {
             self.peer.enable_ring(queue, false, &end)?;
         }
         let next = self.peer.stop_ring(queue, &end)?;

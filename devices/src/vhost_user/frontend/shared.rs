@@ -7,8 +7,11 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
+
+use vmm_sys_util::eventfd::EventFd;
 
 use super::config::VhostUserSpec;
 use super::error::{SessionError, Violation};
@@ -120,6 +123,11 @@ pub(super) struct Shared {
     /// The session is to end. Never heard.
     pub quit: Bell,
     pub notifier: OnceLock<Arc<Notifier>>,
+    /// Of the transport, once there is one.
+    attention: OnceLock<EventFd>,
+    told_ready: AtomicBool,
+    /// Since when the back end is wanted.
+    begun: Instant,
 }
 
 impl Shared {
@@ -132,7 +140,23 @@ impl Shared {
             bell: Bell::new()?,
             quit: Bell::new()?,
             notifier: OnceLock::new(),
+            attention: OnceLock::new(),
+            told_ready: AtomicBool::new(false),
+            begun: Instant::now(),
         })
+    }
+
+    /// The device is behind registers.
+    pub(super) fn attach(&self, notifier: &Arc<Notifier>, attention: EventFd) {
+        // it is put there once
+        let _ = self.notifier.set(Arc::clone(notifier));
+        let _ = self.attention.set(attention);
+    }
+
+    /// Whether the guest may be told what the device offers: the back end has
+    /// said so, or it has been waited for long enough.
+    pub(super) fn is_ready(&self) -> bool {
+        self.state().known.is_some() || self.begun.elapsed() >= self.spec.start_wait
     }
 
     pub(super) fn state(&self) -> MutexGuard<'_, State> {
@@ -199,6 +223,21 @@ impl Shared {
         state.tried = Some(outcome.map_err(Arc::new));
         drop(state);
         self.tried.notify_all();
+        self.tell_ready();
+    }
+
+    /// A driver may be waiting; once it need not, it is told for the last time.
+    fn tell_ready(&self) {
+        let Some(attention) = self.attention.get() else {
+            return;
+        };
+        let is_ready = self.is_ready();
+        if self.told_ready.swap(is_ready, Ordering::SeqCst) {
+            return;
+        }
+        if let Err(error) = attention.write(1) {
+            tracing::error!(%error, "a waiting driver cannot be told");
+        }
     }
 
     /// Waits until a first try to connect has ended, for `patience` at most;

@@ -10,6 +10,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
 use super::{VhostUserConfig, VhostUserDevice};
 use crate::testing::{Buffer, DriverRing, GuestRam, Line, readable};
 use crate::virtio::features::{RING_EVENT_IDX, RING_INDIRECT_DESC, VERSION_1};
@@ -61,7 +63,7 @@ impl Rig {
         change(&mut config);
         let mut device = VhostUserDevice::open(config.validate().unwrap()).unwrap();
         let notifier = Arc::new(Notifier::new(Arc::new(Line::default())));
-        device.attach(&notifier);
+        device.attach(&notifier, EventFd::new(EFD_NONBLOCK).unwrap());
         let ram = GuestRam::new(1024);
         let ring = DriverRing::new(&ram, 16);
         let (queue, _) = ring.activate(GUEST);

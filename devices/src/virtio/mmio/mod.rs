@@ -22,6 +22,9 @@
 //! with [`Transport::collect`] telling when. Other vCPUs and other devices go
 //! on meanwhile.
 //!
+//! A device that does not know yet what it offers, because another process says
+//! so, has its driver wait the same way with its first write to STATUS.
+//!
 //! A queue that breaks sets DEVICE_NEEDS_RESET in any state. An access that
 //! makes no sense is counted and ignored; reads then return 0.
 
@@ -89,6 +92,8 @@ pub struct Transport {
     notifier: Arc<Notifier>,
     provider: Arc<dyn DmaProvider>,
     resetting: bool,
+    /// What a driver has written to STATUS of a device that is not ready.
+    held: Option<u32>,
     malformed: u64,
 }
 
@@ -105,9 +110,10 @@ impl Transport {
         provider: Arc<dyn DmaProvider>,
         returned: EventFd,
     ) -> io::Result<Self> {
+        let attention = returned.try_clone()?;
         let queues = Queues::new(device.queue_sizes(), returned)?;
         let notifier = Arc::new(Notifier::new(line));
-        device.attach(&notifier);
+        device.attach(&notifier, attention);
         Ok(Transport {
             device,
             options,
@@ -116,6 +122,7 @@ impl Transport {
             notifier,
             provider,
             resetting: false,
+            held: None,
             malformed: 0,
         })
     }
@@ -180,6 +187,10 @@ impl Transport {
         }
         if self.resetting {
             return self.ignore();
+        }
+        if !self.device.is_ready() {
+            self.held = Some(self.held.unwrap_or(0) | value);
+            return Answer::Later;
         }
         let mut status = self.registers.status;
         let added = value & !status & !STATUS_NEEDS_RESET;
@@ -284,6 +295,7 @@ impl Transport {
     /// Resets the device, as writing 0 to STATUS does.
     pub fn begin_reset(&mut self) -> Answer {
         self.resetting = true;
+        self.held = None;
         self.queues.stop_all();
         match self.finish_reset() {
             true => Answer::Now,
@@ -324,6 +336,11 @@ impl Transport {
         }
         if self.resetting {
             return self.finish_reset();
+        }
+        if let Some(value) = self.held.take()
+            && self.write_status(value) == Answer::Later
+        {
+            return false;
         }
         !self.queues.any_stopping()
     }

@@ -1,16 +1,20 @@
 //! Back ends that come late, go away, hang, and come back as another device.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use swiotlb::Dma;
 use vhost::vhost_user::message::FrontendReq;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::partner::{Character, Partner};
 use super::{GUEST, Rig, config, eventually};
-use crate::testing::{DriverRing, GuestRam};
+use crate::testing::{DriverRing, GuestRam, Line};
 use crate::vhost_user::frontend::config::AfterRestart;
 use crate::vhost_user::frontend::{VhostUserConfig, VhostUserDevice};
 use crate::virtio::features::VERSION_1;
-use crate::virtio::Device;
+use crate::virtio::mmio::Answer;
+use crate::virtio::{Device, DeviceError, DmaProvider, Transport, TransportOptions};
 
 fn open(config: VhostUserConfig) -> VhostUserDevice {
     VhostUserDevice::open(config.validate().unwrap()).unwrap()
@@ -62,12 +66,86 @@ fn a_back_end_that_comes_late_is_waited_for() {
 
     partner.come();
     while handler.room() == 0 {
-        assert!(crate::testing::readable(handler.event().unwrap(), super::PATIENCE));
+        assert!(crate::testing::readable(
+            handler.event().unwrap(),
+            super::PATIENCE
+        ));
         handler.advance(&mut queue).unwrap();
     }
 
     assert_eq!((before, room), (0, 0));
     assert_eq!(device.features(), 1 << 5);
+}
+
+struct Provider(GuestRam);
+
+impl DmaProvider for Provider {
+    fn open(&self) -> Result<Dma, DeviceError> {
+        Ok(self.0.dma())
+    }
+}
+
+/// The registers of a device in front of a back end that is not there.
+fn waiting(partner: &Partner, start_wait: u32) -> (Transport, EventFd) {
+    let device = open(VhostUserConfig {
+        start_wait,
+        ..config(partner.socket())
+    });
+    let event = EventFd::new(EFD_NONBLOCK).unwrap();
+    let options = TransportOptions {
+        label: "test".into(),
+        access_platform: false,
+    };
+    let transport = Transport::new(
+        Box::new(device),
+        options,
+        Arc::new(Line::default()),
+        Arc::new(Provider(GuestRam::new(16))),
+        event.try_clone().unwrap(),
+    );
+    (transport.unwrap(), event)
+}
+
+const STATUS: u64 = 0x70;
+
+#[test]
+fn a_drivers_first_word_waits_for_the_back_end_and_finds_what_it_offers() {
+    let mut partner = Partner::absent(Character::default());
+    let (mut transport, event) = waiting(&partner, 3600);
+
+    let reset = transport.write(STATUS, 4, 0);
+    let first = transport.write(STATUS, 4, 1);
+    let before = (transport.collect(), transport.read(STATUS, 4));
+    partner.come();
+    eventually("the word is heard", || {
+        event.read().is_ok() && transport.collect()
+    });
+
+    assert_eq!((reset, first), (Answer::Now, Answer::Later));
+    assert_eq!(before, (false, 0));
+    assert_eq!(transport.read(STATUS, 4), 1);
+    assert_eq!(transport.offered() & 1 << 5, 1 << 5);
+    assert_eq!(transport.write(STATUS, 4, 3), Answer::Now);
+}
+
+#[test]
+fn a_driver_waits_for_a_bounded_time_only_and_can_be_reset_meanwhile() {
+    let partner = Partner::absent(Character::default());
+    let (mut transport, _event) = waiting(&partner, 1);
+    let (mut other, _) = waiting(&partner, 3600);
+
+    let first = transport.write(STATUS, 4, 1);
+    eventually("the word is heard", || transport.collect());
+    let kept = other.write(STATUS, 4, 1);
+    let reset = other.write(STATUS, 4, 0);
+
+    assert_eq!(
+        (first, kept, reset),
+        (Answer::Later, Answer::Later, Answer::Now)
+    );
+    assert_eq!(transport.read(STATUS, 4), 1);
+    assert!(other.collect());
+    assert_eq!(other.read(STATUS, 4), 0);
 }
 
 #[test]

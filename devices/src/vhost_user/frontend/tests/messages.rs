@@ -5,8 +5,8 @@ use vhost::vhost_user::message::FrontendReq;
 use super::partner::{Character, PROTOCOL_FEATURES, Partner, message};
 use super::{Rig, config, eventually};
 use crate::vhost_user::frontend::VhostUserDevice;
-use crate::virtio::features::VERSION_1;
 use crate::virtio::Device;
+use crate::virtio::features::VERSION_1;
 
 const REPLY: u32 = 5;
 
@@ -85,7 +85,8 @@ fn a_refusal_once_the_driver_is_up_is_retried_and_hurts_nobody() {
     for request in words {
         let mut rig = Rig::new();
         let no = message(request as u32, REPLY, &1u64.to_ne_bytes());
-        rig.partner.change(|character| character.instead = Some((request, no)));
+        rig.partner
+            .change(|character| character.instead = Some((request, no)));
 
         rig.partner.die();
         eventually("a second try", || rig.partner.connections() > 2);
@@ -148,7 +149,10 @@ fn a_configuration_space_that_is_not_as_long_as_configured_is_refused() {
 
     assert_eq!(fits, Ok(()));
     let error = too_long.unwrap_err();
-    assert!(error.contains("60 bytes") && error.contains("61"), "{error}");
+    assert!(
+        error.contains("60 bytes") && error.contains("61"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -190,7 +194,11 @@ fn a_back_end_of_before_protocol_features_is_served() {
 
 #[test]
 fn what_is_said_without_being_asked_ends_the_connection() {
-    for bytes in [message(1, 1, &[]), vec![0xff; 64], message(1, REPLY, &[0; 8])] {
+    for bytes in [
+        message(1, 1, &[]),
+        vec![0xff; 64],
+        message(1, REPLY, &[0; 8]),
+    ] {
         let rig = Rig::new();
 
         rig.partner.interject(&bytes);

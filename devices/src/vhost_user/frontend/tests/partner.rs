@@ -195,7 +195,10 @@ impl Partner {
 
     pub fn write(&self, address: u64, bytes: &[u8]) {
         let (memory, offset) = (self.memory(), self.offset(address));
-        memory.get_slice(offset, bytes.len()).unwrap().copy_from(bytes);
+        memory
+            .get_slice(offset, bytes.len())
+            .unwrap()
+            .copy_from(bytes);
     }
 
     fn u16_at(&self, address: u64) -> u16 {

@@ -2,8 +2,8 @@
 
 use vhost::vhost_user::message::FrontendReq;
 
-use super::partner::{Character, PROTOCOL_FEATURES, Partner};
 use super::Rig;
+use super::partner::{Character, PROTOCOL_FEATURES, Partner};
 use crate::testing::{Buffer, GuestRam};
 use crate::vhost_user::frontend::config::CopyBack;
 use crate::virtio::features::VERSION_1;
@@ -50,7 +50,10 @@ fn what_is_declared_is_copied_back_over_the_buffers_and_no_byte_more() {
     assert_eq!(used, [(0, 23)]);
     assert_eq!(rig.read(first), [0xee; 10]);
     assert_eq!(rig.read(second), [0xee; 10]);
-    assert_eq!(rig.ram.read(page, 10), [[0xee; 3].as_slice(), &[0x55; 7]].concat());
+    assert_eq!(
+        rig.ram.read(page, 10),
+        [[0xee; 3].as_slice(), &[0x55; 7]].concat()
+    );
     assert_eq!(rig.read(outside), [0x55; 64]);
     assert_eq!((rig.stat("requests"), rig.stat("bytes_out")), (1, 23));
 }
@@ -200,7 +203,10 @@ fn memory_that_the_guest_does_not_have_breaks_its_queue_and_spares_the_rest() {
 
     let error = rig.serve().unwrap_err();
 
-    assert!(matches!(error, QueueError::Request { head: 1, .. }), "{error}");
+    assert!(
+        matches!(error, QueueError::Request { head: 1, .. }),
+        "{error}"
+    );
     assert_eq!(rig.stat("violations"), 0);
 }
 
@@ -213,7 +219,11 @@ fn broken(hostile: fn(&Rig, u16)) -> (Rig, String) {
     let (head, _) = rig.partner.take();
     hostile(&rig, head);
     let error = rig.advance().unwrap_err();
-    assert_eq!(rig.read(buffer), [0x55; 64], "nothing has reached the guest");
+    assert_eq!(
+        rig.read(buffer),
+        [0x55; 64],
+        "nothing has reached the guest"
+    );
     assert_eq!(rig.ring.used_index(), 0);
     let socket = rig.partner.socket().to_str().unwrap();
     assert!(error.to_string().contains(socket), "{error}");
@@ -233,7 +243,10 @@ fn an_id_that_is_none_breaks_the_device() {
 
         let error = rig.used(&[(id, 0)]).unwrap_err();
 
-        assert!(text(&error).contains(&format!("descriptor {id}")), "{error}");
+        assert!(
+            text(&error).contains(&format!("descriptor {id}")),
+            "{error}"
+        );
     }
 }
 
@@ -248,7 +261,10 @@ fn an_id_that_is_not_in_flight_breaks_the_device() {
 fn more_than_there_is_room_for_breaks_the_device() {
     let (_, said) = broken(|rig, head| rig.partner.push_used(&[(head.into(), 65)]));
 
-    assert!(said.contains("declares 65 bytes") && said.contains("have 64"), "{said}");
+    assert!(
+        said.contains("declares 65 bytes") && said.contains("have 64"),
+        "{said}"
+    );
 }
 
 #[test]
@@ -305,7 +321,10 @@ fn its_files_are_its_own_memory_two_events_a_ring_and_its_channel() {
         let found = files.iter().filter(|(code, _)| *code == request as u32);
         found.map(|(_, file)| file.as_str()).collect()
     };
-    assert_eq!(of(FrontendReq::SET_MEM_TABLE), ["/memfd:vhost-user (deleted)"]);
+    assert_eq!(
+        of(FrontendReq::SET_MEM_TABLE),
+        ["/memfd:vhost-user (deleted)"]
+    );
     assert_eq!(of(FrontendReq::SET_VRING_KICK), ["anon_inode:[eventfd]"]);
     assert_eq!(of(FrontendReq::SET_VRING_CALL), ["anon_inode:[eventfd]"]);
     assert!(of(FrontendReq::SET_BACKEND_REQ_FD)[0].starts_with("socket:"));
