@@ -15,6 +15,7 @@ pub const DISK: Kind = Kind {
     id: 2,
     queues: 2,
     size: 256,
+    refused: None,
 };
 
 const BYTES: usize = 8 << 20;

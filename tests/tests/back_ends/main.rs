@@ -9,6 +9,7 @@
 //! | vhost-device-rng | [`rng`] |
 //! | vhost-device-vsock | [`vsock`] |
 //! | vhost-device-scsi | [`scsi`] |
+//! | vhost-device-sound, its null back end | [`sound`] |
 //! | vhost-device-console | [`console`] |
 //!
 //! `tests/vhost-user/back-ends` builds them in the versions that
@@ -22,6 +23,7 @@ mod fs;
 mod peer;
 mod rng;
 mod scsi;
+mod sound;
 mod vsock;
 
 use std::time::Duration;
@@ -39,7 +41,8 @@ const LIMIT: Duration = Duration::from_secs(300);
 /// Runs a test on a thread that plays the guest: virtio-drivers may spin.
 fn both(test: fn(Addresses)) {
     for addresses in [Addresses::Grants, Addresses::Plain] {
-        within("the test", LIMIT, move || test(addresses)).unwrap();
+        let ended = within("the test", LIMIT, move || test(addresses));
+        ended.inspect_err(|_| peer::kill_all()).unwrap();
     }
 }
 
@@ -52,6 +55,8 @@ struct Kind {
     queues: u16,
     /// What its back end takes for a queue at most.
     size: u16,
+    /// A feature that its back end offers and cannot deal with.
+    refused: Option<u8>,
 }
 
 /// A guest with one device.
@@ -73,6 +78,7 @@ fn add(stand: &Stand, number: u32, addresses: Addresses, kind: Kind, peer: &Peer
     let config = VhostUserConfig {
         queues: kind.queues,
         queue_size: kind.size,
+        refuse_features: kind.refused.into_iter().collect(),
         ..VhostUserConfig::new(peer.socket(), kind.id)
     };
     let spec = DeviceSpec::VhostUser(config.validate().unwrap());

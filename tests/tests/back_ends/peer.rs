@@ -4,15 +4,27 @@ use std::ffi::OsString;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process};
 use tests::Stand;
 
 /// The directory with the programs.
 const PROGRAMS: &str = "XEN_DM_BACK_ENDS";
 /// Until a back end has its socket.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Those that run. The thread of a test that hangs never drops its own.
+static RUNNING: Mutex<Vec<Pid>> = Mutex::new(Vec::new());
+
+/// Kills all that run: a test hangs, and has failed.
+pub fn kill_all() {
+    for process in RUNNING.lock().unwrap().drain(..) {
+        let _ = kill_process(process, Signal::KILL);
+    }
+}
 
 /// A back end, ended with this.
 pub struct Peer {
@@ -139,6 +151,7 @@ impl Peer {
         let mut child = command.spawn().unwrap_or_else(|error| {
             panic!("{} cannot be started: {error}", self.program.display())
         });
+        RUNNING.lock().unwrap().push(Pid::from_child(&child));
         let deadline = Instant::now() + PATIENCE;
         while !self.socket.exists() {
             let ended = child.try_wait().unwrap();
@@ -152,6 +165,8 @@ impl Peer {
     /// Kills it as it stands.
     pub fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
+            let process = Pid::from_child(&child);
+            RUNNING.lock().unwrap().retain(|other| *other != process);
             child.kill().unwrap();
             child.wait().unwrap();
         }

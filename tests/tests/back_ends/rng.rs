@@ -11,6 +11,7 @@ const RNG: Kind = Kind {
     id: 4,
     queues: 1,
     size: 256,
+    refused: None,
 };
 
 fn drive(served: &Served) -> VirtIORng<GuestHal, Registers> {

@@ -11,6 +11,7 @@ const SCSI: Kind = Kind {
     id: 8,
     queues: 3,
     size: 128,
+    refused: None,
 };
 
 const BLOCK: usize = 512;

@@ -16,6 +16,7 @@ const SOCKET: Kind = Kind {
     id: 19,
     queues: 3,
     size: 256,
+    refused: None,
 };
 
 const CID: u64 = 3;
