@@ -68,6 +68,8 @@ struct Connection<'a> {
     known: Known,
     /// Rings that run, and whose they are.
     rings: BTreeMap<u16, (u64, Arc<Mailbox>)>,
+    /// Ways to rings that run, not handed out yet.
+    lanes: BTreeMap<u16, Box<Lane>>,
     /// What it was told to use.
     features: Option<u64>,
     has_memory: bool,
@@ -232,6 +234,7 @@ fn connect(shared: &Shared) -> Result<Connection<'_>, SessionError> {
         pool,
         known,
         rings: BTreeMap::new(),
+        lanes: BTreeMap::new(),
         features: None,
         has_memory: false,
         resets,
@@ -405,6 +408,13 @@ impl Connection<'_> {
                 self.start(queue, wish)?;
             }
         }
+        if self.shared.state().expected.is_empty() {
+            for (queue, lane) in std::mem::take(&mut self.lanes) {
+                if let Some((_, mailbox)) = self.rings.get(&queue) {
+                    mailbox.post(Mail::Lane(lane));
+                }
+            }
+        }
         Ok(())
     }
 
@@ -484,9 +494,8 @@ impl Connection<'_> {
         if own & PROTOCOL_FEATURES != 0 {
             self.peer.enable_ring(queue, true, &end)?;
         }
-        self.rings
-            .insert(queue, (wish.number, Arc::clone(&wish.mailbox)));
-        wish.mailbox.post(Mail::Lane(Box::new(lane)));
+        self.rings.insert(queue, (wish.number, wish.mailbox));
+        self.lanes.insert(queue, Box::new(lane));
         Ok(())
     }
 
@@ -503,6 +512,7 @@ impl Connection<'_> {
         let next = self.peer.stop_ring(queue, &end)?;
         tracing::debug!(queue, next, "the back end has stopped a ring");
         self.rings.remove(&queue);
+        self.lanes.remove(&queue);
         Ok(())
     }
 
