@@ -42,7 +42,10 @@ impl Backend {
         // what is started inherits the processors
         processors::keep_to(&processors::of_backends(layout)?)?;
         let child = command.spawn().with_context(|| format!("starting {name}"));
-        processors::pin(processors::of_client()?)?;
+        match layout {
+            Layout::Anywhere => {}
+            Layout::Together | Layout::Apart => processors::pin(processors::of_client()?)?,
+        }
         let mut backend = Backend {
             name,
             child: child?,

@@ -14,6 +14,7 @@ mod lab;
 mod lab_blk;
 mod lab_dma;
 mod memory;
+mod net;
 mod plot;
 mod processors;
 mod report;
@@ -46,6 +47,8 @@ enum Bench {
     Blk(blk::Options),
     /// The source of entropy over vhost-user, beside vhost-device-rng
     Rng(rng::Options),
+    /// The network card between two namespaces, beside a pair of veth; needs root
+    Net(net::Options),
     /// How large xen-dm is, and how it grows with guests and queues
     Memory(memory::Options),
     #[command(hide = true, name = memory::SUBJECT)]
@@ -99,6 +102,7 @@ fn main() -> ExitCode {
         Bench::Swiotlb(options) => swiotlb::run(&options),
         Bench::Blk(options) => blk::run(&options),
         Bench::Rng(options) => rng::run(&options),
+        Bench::Net(options) => net::run(&options),
         Bench::Memory(options) => memory::run(&options),
         Bench::MemorySubject(served) => memory::run_subject(&served).map(|()| true),
         Bench::Plot(options) => plot::run(&options),

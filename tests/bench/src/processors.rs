@@ -71,6 +71,8 @@ pub enum Layout {
     /// On processors of their own. In a virtual machine an idle one takes 20 µs
     /// and more to wake up, which says nothing of either.
     Apart,
+    /// Wherever the kernel puts them.
+    Anywhere,
 }
 
 /// The processor that a client of back ends has.
@@ -93,6 +95,7 @@ pub fn of_backends(layout: Layout) -> anyhow::Result<Vec<usize>> {
     match (layout, all.split_last()) {
         (Layout::Together, Some((own, _))) => Ok(vec![*own]),
         (Layout::Apart, Some((_, others))) if !others.is_empty() => Ok(others.to_vec()),
+        (Layout::Anywhere, Some(_)) => Ok(all),
         _ => anyhow::bail!("{} processors may be used, too few", all.len()),
     }
 }

@@ -212,7 +212,7 @@ fn introduce(report: &Report, options: &Options) {
         report.medium,
         match report.layout {
             Layout::Together => "and its back ends on one processor",
-            Layout::Apart => "its back ends on other processors",
+            Layout::Apart | Layout::Anywhere => "its back ends on other processors",
         }
     );
     println!(

@@ -14,7 +14,7 @@ use crate::figures::{Figures, Series};
 use crate::processors::Layout;
 use crate::report::{self, Machine};
 use crate::table::{Column, Table, cell, ratio};
-use crate::vring::Driver;
+use crate::vring::{Interrupts, Memory, Session};
 use crate::{Output, Rounds};
 
 /// The peer's program, and its crate.
@@ -121,7 +121,10 @@ impl Row {
 
 /// A back end, and what was seen of it.
 struct Contender {
-    driver: Driver,
+    memory: Memory,
+    interrupts: Interrupts,
+    // before the back end that it is connected to
+    session: Session,
     backend: Backend,
     rate: Series,
     cpu: Series,
@@ -201,16 +204,17 @@ fn row(workload: Workload, contenders: &[Contender]) -> anyhow::Result<Row> {
 
 impl Contender {
     fn turn(&mut self, workload: Workload, length: Duration, counts: bool) -> anyhow::Result<()> {
+        let ring = self.session.rings.first_mut().context("no ring")?;
         let before = self.backend.processor_time()?;
         let start = Instant::now();
         let (mut bytes, mut buffers) = (0u64, 0u64);
         for head in 0..workload.depth {
-            self.driver.offer(head, workload.bytes)?;
+            ring.offer(head, workload.bytes, true)?;
         }
-        self.driver.kick()?;
+        ring.kick()?;
         let mut left = workload.depth;
         while left > 0 {
-            let (head, written) = self.driver.take()?;
+            let (head, written) = self.interrupts.take(ring)?;
             ensure!(
                 written > 0 && written <= workload.bytes,
                 "a buffer of {written} bytes"
@@ -218,15 +222,15 @@ impl Contender {
             bytes += u64::from(written);
             buffers += 1;
             if start.elapsed() < length {
-                self.driver.offer(head, workload.bytes)?;
-                self.driver.kick()?;
+                ring.offer(head, workload.bytes, true)?;
+                ring.kick()?;
             } else {
                 left -= 1;
             }
         }
         let took = start.elapsed();
         let mut sample = [0; 64];
-        self.driver.read(0, &mut sample)?;
+        self.memory.read(0, 0, &mut sample)?;
         ensure!(
             sample != [0; 64],
             "what the back end says is random is not there"
@@ -242,9 +246,13 @@ impl Contender {
     }
 
     fn of(backend: Backend, socket: &Path) -> anyhow::Result<Self> {
-        let driver = Driver::connect(socket).with_context(|| backend.said())?;
+        let memory = Memory::new()?;
+        let session = Session::connect(socket, &memory, 0, 1, 0);
+        let session = session.with_context(|| backend.said())?;
         Ok(Contender {
-            driver,
+            interrupts: Interrupts::of(&session.rings)?,
+            memory,
+            session,
             backend,
             rate: Series::default(),
             cpu: Series::default(),
