@@ -24,8 +24,13 @@ const NUM_BUFFERS: u64 = 10;
 ///
 /// # Errors
 /// A card that breaks the rules.
-pub fn forward(memory: &Memory, cards: [Session; 2], stop: &Arc<AtomicBool>) -> anyhow::Result<()> {
-    let [a, b] = cards.map(|card| card.rings);
+pub fn forward(
+    memory: &Memory,
+    mut cards: [Session; 2],
+    stop: &Arc<AtomicBool>,
+) -> anyhow::Result<()> {
+    // the sessions go on until the end
+    let [a, b] = cards.each_mut().map(|card| std::mem::take(&mut card.rings));
     let [a_receives, a_sends] = <[Ring; 2]>::try_from(a)
         .ok()
         .context("a card of two rings")?;
