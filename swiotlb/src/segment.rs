@@ -16,7 +16,7 @@ pub struct Segment {
 }
 
 /// The segments of one mapping, in the order of its ranges.
-pub type Segments = SmallVec<[Segment; 4]>;
+pub type Segments = SmallVec<[Segment; 2]>;
 
 impl Segment {
     /// The memory of `slice`. Whoever keeps the segment beyond the slice's

@@ -10,7 +10,7 @@ use vm_memory::VolatileSlice;
 
 use crate::fault::Fault;
 use crate::range::{Access, GrantAddress, Range};
-use crate::segment::{Segment, Segments};
+use crate::segment::{self, Segment, Segments};
 
 /// Keeps the memory of translated segments mapped while it lives.
 pub type Keep = Arc<dyn Any + Send + Sync>;
@@ -64,6 +64,25 @@ pub trait Translation: Send {
     /// As [`Translation::translate`].
     fn map_ring(&mut self, range: Range, access: Access) -> Result<RingMapping, Fault>;
 
+    /// Copies between `range` and private bytes, which are as long.
+    ///
+    /// # Errors
+    /// As [`Translation::translate`].
+    fn copy(&mut self, range: Range, bytes: TransferBytes<'_>) -> Result<(), Fault> {
+        let access = match bytes {
+            TransferBytes::FromGuest(_) => Access::Read,
+            TransferBytes::ToGuest(_) => Access::Write,
+        };
+        let mut segments = Segments::new();
+        // `_keep` holds the segments mapped until the copy is done
+        let _keep = self.translate(range, access, &mut segments)?;
+        match bytes {
+            TransferBytes::FromGuest(bytes) => segment::copy_out(&segments, bytes),
+            TransferBytes::ToGuest(bytes) => segment::copy_in(&segments, bytes),
+        };
+        Ok(())
+    }
+
     /// Whether the kernel can pin these pages. Foreign mappings cannot be
     /// (`VM_PFNMAP`: EFAULT).
     fn pinnable(&self) -> bool;
@@ -90,6 +109,14 @@ impl TransferBytes<'_> {
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// The same bytes, for a while.
+    pub(crate) fn reborrow(&mut self) -> TransferBytes<'_> {
+        match self {
+            TransferBytes::FromGuest(bytes) => TransferBytes::FromGuest(bytes),
+            TransferBytes::ToGuest(bytes) => TransferBytes::ToGuest(bytes),
+        }
     }
 }
 

@@ -73,6 +73,10 @@ impl QueueHandler for BlkHandler {
         }
     }
 
+    fn is_idle(&self) -> bool {
+        self.waiting.is_empty() && self.completed.is_empty() && self.engine.in_flight() == 0
+    }
+
     fn advance(&mut self, queue: &mut ActiveQueue) -> Result<(), QueueError> {
         if let Some(brake) = &self.brake {
             brake.rung();
@@ -127,6 +131,19 @@ impl BlkHandler {
         frames: &[Frame],
         parsed: Vec<Result<Parsed, BadRequest>>,
     ) -> Vec<Result<Request, BadRequest>> {
+        let is_small = |parsed: &Result<Parsed, BadRequest>| {
+            use Parsed::{Discard, Ready, WriteZeroes};
+            matches!(parsed, Ok(Discard | WriteZeroes | Ready(Request::GetId)))
+        };
+        if !parsed.iter().any(is_small) {
+            // reads, writes and flushes, as nearly always
+            let ready = parsed.into_iter().map(|parsed| match parsed? {
+                Parsed::Ready(request) => Ok(request),
+                Parsed::Discard => self.limits.parse_discard(&[]),
+                Parsed::WriteZeroes => self.limits.parse_write_zeroes(&[]),
+            });
+            return ready.collect();
+        }
         // one buffer a request, empty for most
         let mut arrays: Vec<Vec<u8>> = frames
             .iter()

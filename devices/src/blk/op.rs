@@ -29,8 +29,14 @@ impl Outcome {
 
 /// A request on its way. One that is larger than what can be bounced at once
 /// goes the way several times, a part of its data each time.
+///
+/// Boxed: it changes hands a dozen times on its way, which costs more than to
+/// find a place for it.
 #[derive(Debug)]
-pub(super) struct Op {
+pub(super) struct Op(Box<State>);
+
+#[derive(Debug)]
+struct State {
     head: Head,
     /// When it was taken from the ring.
     taken: Instant,
@@ -81,7 +87,7 @@ impl Op {
                 _ => 0,
             },
         };
-        let op = Op {
+        let op = Op(Box::new(State {
             head: frame.head,
             taken,
             status_at: frame.status,
@@ -90,28 +96,28 @@ impl Op {
             request,
             outcome,
             parts: None,
-        };
+        }));
         op.cut(ranges, most)
     }
 
     /// A job of the first `most` bytes of `ranges`; the rest is to come.
     fn cut(mut self, mut ranges: JobRanges, most: u64) -> Job<Self> {
         let rest = split_off(&mut ranges, most);
-        if rest.is_empty() && self.parts.is_none() {
+        if rest.is_empty() && self.0.parts.is_none() {
             return Job {
                 token: self,
                 ranges,
             };
         }
         let len = ranges.iter().map(|(range, _)| u64::from(range.len())).sum();
-        let whole = match (&self.parts, &self.request) {
+        let whole = match (&self.0.parts, &self.0.request) {
             (Some(parts), _) => parts.whole.clone(),
             (None, Ok(request)) => request.clone(),
             // it has no memory
             (None, Err(_)) => Request::Flush,
         };
-        let done = self.parts.as_ref().map_or(0, |parts| parts.done);
-        self.request = Ok(match whole {
+        let done = self.0.parts.as_ref().map_or(0, |parts| parts.done);
+        self.0.request = Ok(match whole {
             Request::Read { offset, .. } => Request::Read {
                 offset: offset + done,
                 len,
@@ -122,7 +128,7 @@ impl Op {
             },
             ref other => other.clone(),
         });
-        self.parts = Some(Box::new(Parts { whole, done, rest }));
+        self.0.parts = Some(Box::new(Parts { whole, done, rest }));
         Job {
             token: self,
             ranges,
@@ -134,33 +140,33 @@ impl Op {
     /// # Errors
     /// The whole request, which is finished.
     pub(super) fn next(mut self, most: u64) -> Result<Job<Self>, Self> {
-        let Some(parts) = &mut self.parts else {
+        let Some(parts) = &mut self.0.parts else {
             return Err(self);
         };
-        let outcome = self.outcome;
-        let moved = match &self.request {
+        let outcome = self.0.outcome;
+        let moved = match &self.0.request {
             Ok(Request::Read { len, .. } | Request::Write { len, .. }) => *len,
             _ => 0,
         };
         if outcome.status == Status::Ok && !parts.rest.is_empty() {
             parts.done += moved;
-            self.paid = false;
+            self.0.paid = false;
             let rest = std::mem::take(&mut parts.rest);
             return Ok(self.cut(rest, most));
         }
         if let Request::Read { .. } = parts.whole {
-            self.outcome.written = parts.done.saturating_add(outcome.written);
+            self.0.outcome.written = parts.done.saturating_add(outcome.written);
         }
-        if self.request.is_ok() {
-            self.request = Ok(parts.whole.clone());
+        if self.0.request.is_ok() {
+            self.0.request = Ok(parts.whole.clone());
         }
-        self.parts = None;
+        self.0.parts = None;
         Err(self)
     }
 
     /// The request, or why it was refused.
     pub(super) fn request(&self) -> Result<&Request, &BadRequest> {
-        self.request.as_ref()
+        self.0.request.as_ref()
     }
 
     /// The request, if an engine has something to do for it.
@@ -173,52 +179,52 @@ impl Op {
 
     /// What it is still to be charged for what is asked of the engine now.
     pub(super) fn unpaid(&self) -> Option<Cost> {
-        let first = self.parts.as_ref().is_none_or(|parts| parts.done == 0);
-        let request = self.for_engine().filter(|_| !self.paid)?;
+        let first = self.0.parts.as_ref().is_none_or(|parts| parts.done == 0);
+        let request = self.for_engine().filter(|_| !self.0.paid)?;
         Some(Cost::of(request, first))
     }
 
     /// It has been charged.
     pub(super) fn pay(&mut self) {
-        self.paid = true;
+        self.0.paid = true;
     }
 
     /// Refuses it after all.
     pub(super) fn refuse(&mut self, why: BadRequest) {
-        self.outcome = Outcome::of(why.status());
-        self.request = Err(why);
+        self.0.outcome = Outcome::of(why.status());
+        self.0.request = Err(why);
     }
 
     /// Notes what became of it.
     pub(super) fn complete(&mut self, outcome: Outcome) {
-        self.outcome = outcome;
+        self.0.outcome = outcome;
     }
 
     /// What became of it.
     pub(super) fn outcome(&self) -> Outcome {
-        self.outcome
+        self.0.outcome
     }
 
     /// Where its status byte goes.
     pub(super) fn status_at(&self) -> Range {
-        self.status_at
+        self.0.status_at
     }
 
     /// When it was taken from the ring.
     pub(super) fn taken(&self) -> Instant {
-        self.taken
+        self.0.taken
     }
 
     /// Index of its first descriptor.
     pub(super) fn head(&self) -> u16 {
-        self.head.index()
+        self.0.head.index()
     }
 
     /// How many bytes the used ring may claim: those written without a gap
     /// from the start of the device-writable part. virtio 1.3 §2.7.8.2
     pub(super) fn used_len(&self) -> u32 {
-        let written = self.outcome.written;
-        let whole = written == self.data_in_len; // then the status follows
+        let written = self.0.outcome.written;
+        let whole = written == self.0.data_in_len; // then the status follows
         let len = written.saturating_add(u64::from(whole));
         u32::try_from(len).unwrap_or(u32::MAX)
     }
@@ -226,12 +232,16 @@ impl Op {
 
 impl From<Op> for Head {
     fn from(op: Op) -> Head {
-        op.head
+        op.0.head
     }
 }
 
 /// Cuts `ranges` after `most` bytes; returns what is behind.
 fn split_off(ranges: &mut JobRanges, most: u64) -> JobRanges {
+    let whole: u64 = ranges.iter().map(|(range, _)| u64::from(range.len())).sum();
+    if whole <= most {
+        return JobRanges::new();
+    }
     let mut left = most;
     let mut rest = JobRanges::new();
     let mut first = JobRanges::new();

@@ -127,6 +127,11 @@ fn split_front(
     count: usize,
 ) -> Option<(DescriptorRanges, DescriptorRanges)> {
     let mut missing = u32::try_from(count).ok()?;
+    if let [first] = ranges[..]
+        && first.len() == missing
+    {
+        return Some((ranges, DescriptorRanges::new()));
+    }
     let (mut front, mut rest) = (DescriptorRanges::new(), DescriptorRanges::new());
     for range in ranges {
         front.extend(range.part(0, missing));
@@ -139,6 +144,9 @@ fn split_front(
 /// All but the last byte of `ranges`, and that byte.
 fn split_last_byte(mut ranges: DescriptorRanges) -> Option<(DescriptorRanges, Range)> {
     let last = ranges.pop()?;
+    if last.len() == 1 {
+        return Some((ranges, last));
+    }
     let before = last.len() - 1; // a range has a byte at least
     ranges.extend(last.part(0, before));
     Some((ranges, last.part(before, 1)?))

@@ -119,6 +119,13 @@ pub(super) fn vectors(segments: &[Segment], skip: u64) -> SmallVec<[iovec; 16]> 
     vectors
 }
 
+/// Whether a file is nowhere but in memory. Linux
+/// `include/uapi/linux/magic.h`, TMPFS_MAGIC and RAMFS_MAGIC
+pub(super) fn is_in_memory(file: &File) -> bool {
+    let kind = rustix::fs::fstatfs(file).map(|stat| stat.f_type);
+    matches!(kind, Ok(0x0102_1994 | 0x8584_58f6))
+}
+
 /// Repeats a call that a signal interrupts.
 fn retry(mut call: impl FnMut() -> isize) -> io::Result<u64> {
     loop {

@@ -128,6 +128,12 @@ pub trait QueueHandler: Send {
         None
     }
 
+    /// Nothing is in flight, and only the driver brings something new: the worker
+    /// may look at the ring for a while before it sleeps.
+    fn is_idle(&self) -> bool {
+        false
+    }
+
     /// The event has come.
     ///
     /// # Errors

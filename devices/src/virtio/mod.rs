@@ -12,6 +12,7 @@ pub(crate) mod poller;
 pub mod queue;
 pub(crate) mod service_time;
 pub mod timer;
+mod watch;
 pub mod worker;
 
 pub use device::{Device, DeviceError, DeviceType, DmaProvider, QueueHandler};

@@ -1,7 +1,7 @@
 //! The worker: one thread that owns one queue.
 //!
-//! It sleeps until the doorbell rings, the handler has something to complete,
-//! or it is told to stop. Stopping is asked for and answered by a message, so
+//! It looks at the ring for a little while, then sleeps until the doorbell rings,
+//! the handler has something to complete, or it is told to stop. Stopping is asked for and answered by a message, so
 //! that the thread which answers register accesses never waits.
 
 use std::io;
@@ -17,6 +17,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::device::QueueHandler;
 use super::interrupt::Notifier;
 use super::queue::{ActiveQueue, QueueError, QueuePosition};
+use super::watch::Watch;
 
 /// A queue that its worker has given back.
 #[derive(Debug)]
@@ -202,8 +203,11 @@ impl Body {
     fn run(self, mut queue: ActiveQueue, mut handler: Box<dyn QueueHandler>) -> QueuePosition {
         let mut broken = false;
         let mut advance = false;
+        let mut watch = Watch::default();
         while !self.stop.load(Ordering::SeqCst) {
-            if !broken && let Err(error) = self.serve(&mut queue, &mut *handler, advance) {
+            if !broken
+                && let Err(error) = self.serve(&mut queue, &mut *handler, &mut watch, advance)
+            {
                 // reported once, however deep the cause
                 let cause = with_causes(&error);
                 if self.notifier.may_log() {
@@ -240,6 +244,7 @@ impl Body {
         &self,
         queue: &mut ActiveQueue,
         handler: &mut dyn QueueHandler,
+        watch: &mut Watch,
         advance: bool,
     ) -> Result<(), QueueError> {
         if advance {
@@ -261,7 +266,9 @@ impl Body {
                 handler.serve(queue, chains)?;
                 queue.notify()?;
             }
-            if self.stop.load(Ordering::SeqCst) || !queue.kicks_on()? {
+            let stopped = || self.stop.load(Ordering::SeqCst);
+            let comes = handler.is_idle() && watch.look(|| stopped() || queue.is_available());
+            if stopped() || !(comes || queue.kicks_on()?) {
                 return Ok(());
             }
         }

@@ -12,7 +12,7 @@ use crate::segment::{self, Segment, Segments};
 use crate::source::Keep;
 
 /// The ranges of a request, in order, and who may write each.
-pub type JobRanges = SmallVec<[(Range, Access); 4]>;
+pub type JobRanges = SmallVec<[(Range, Access); 2]>;
 
 /// A request whose memory is to be reached. `T` is the caller's: it comes back
 /// in [`Done`] or [`Rejected`].

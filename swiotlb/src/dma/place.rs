@@ -25,7 +25,7 @@ pub(super) enum Place {
 /// A request with its places.
 #[derive(Default)]
 pub(super) struct Placed {
-    pub places: SmallVec<[Place; 4]>,
+    pub places: SmallVec<[Place; 1]>,
     pub holds: SmallVec<[Hold; 1]>,
     /// Why it cannot be served after all.
     pub fault: Option<Fault>,
@@ -73,7 +73,7 @@ impl Dma {
         (lender, plan): (&mut Lender, &mut Plan<'_>),
         placed: &mut Placed,
     ) -> Result<(), Fault> {
-        let mut found: SmallVec<[(Range, Found); 4]> = SmallVec::new();
+        let mut found: SmallVec<[(Range, Found); 1]> = SmallVec::new();
         let mut reason = self.pool.forces().then_some(BounceReason::Forced);
         let mut granted = 0;
         for &(range, access) in run {

@@ -6,24 +6,23 @@ use std::sync::Arc;
 use super::copies::carry_out;
 use super::{Dma, plain};
 use crate::fault::Fault;
-use crate::range::{Access, Range};
-use crate::segment::{self, Segments};
+use crate::range::Range;
 use crate::source::{GrantCopy, Transfer, TransferBytes, Translation};
 
 impl Dma {
     /// Carries out a batch of small copies; each has its own result. All
     /// copies from and to grants of the batch are one system call.
     pub fn transfer(&mut self, batch: &mut [Transfer<'_>]) {
+        if self.grants.is_none() {
+            return self.transfer_plain(batch);
+        }
         let counters = Arc::clone(&self.counters);
         counters.transfers.add(batch.len());
         let mut copies: Vec<GrantCopy<'_>> = Vec::new();
         let mut owners: Vec<usize> = Vec::new(); // whose each copy is
         let mut results: Vec<Result<(), Fault>> = Vec::with_capacity(batch.len());
         for (index, transfer) in batch.iter_mut().enumerate() {
-            let mut bytes = match &mut transfer.bytes {
-                TransferBytes::FromGuest(bytes) => TransferBytes::FromGuest(bytes),
-                TransferBytes::ToGuest(bytes) => TransferBytes::ToGuest(bytes),
-            };
+            let mut bytes = transfer.bytes.reborrow();
             let mut result = Ok(());
             for range in &transfer.ranges {
                 let len = bytes.len().min(range.len() as usize);
@@ -63,6 +62,29 @@ impl Dma {
             transfer.result = result;
         }
     }
+
+    /// The same where nothing is granted: there is no call to be shared.
+    fn transfer_plain(&mut self, batch: &mut [Transfer<'_>]) {
+        self.counters.transfers.add(batch.len());
+        for transfer in batch {
+            let mut left = transfer.bytes.reborrow();
+            transfer.result = transfer.ranges.iter().try_for_each(|range| {
+                if range.grant()?.is_some() {
+                    return Err(Fault::GrantRefused {
+                        address: range.address(),
+                    });
+                }
+                let bytes = std::mem::replace(&mut left, TransferBytes::ToGuest(&[]));
+                let len = bytes.len().min(range.len() as usize);
+                let (now, rest) = split(bytes, len);
+                left = rest;
+                match range.part(0, u32::try_from(len).unwrap_or(u32::MAX)) {
+                    Some(range) => copy_plain(&mut self.plain, range, now),
+                    None => Ok(()),
+                }
+            });
+        }
+    }
 }
 
 fn copy_plain(
@@ -70,18 +92,7 @@ fn copy_plain(
     range: Range,
     bytes: TransferBytes<'_>,
 ) -> Result<(), Fault> {
-    let access = match bytes {
-        TransferBytes::FromGuest(_) => Access::Read,
-        TransferBytes::ToGuest(_) => Access::Write,
-    };
-    let mut segments = Segments::new();
-    // `_keep` holds the segments mapped until the copy is done
-    let _keep = plain(source, range)?.translate(range, access, &mut segments)?;
-    match bytes {
-        TransferBytes::FromGuest(bytes) => segment::copy_out(&segments, bytes),
-        TransferBytes::ToGuest(bytes) => segment::copy_in(&segments, bytes),
-    };
-    Ok(())
+    plain(source, range)?.copy(range, bytes)
 }
 
 fn split(bytes: TransferBytes<'_>, at: usize) -> (TransferBytes<'_>, TransferBytes<'_>) {

@@ -23,6 +23,11 @@ impl Series {
         self.0.push(value);
     }
 
+    /// How many bursts.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
     /// Burst by burst divided by those of another series, which ran beside
     /// them.
     pub fn over(&self, other: &Series) -> Series {

@@ -6,18 +6,30 @@
 //! the median of ratios of neighbouring bursts. Nanoseconds are for
 //! orientation and never judged.
 
+mod backend;
+mod blk;
 mod bursts;
 mod figures;
+mod lab;
+mod lab_blk;
 mod lab_dma;
+mod memory;
+mod net;
+mod plot;
 mod processors;
 mod report;
+mod rng;
+mod rounds;
 mod swiotlb;
 mod table;
+mod vring;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
+
+use rounds::Rounds;
 
 /// Measures this project beside its peers.
 #[derive(Debug, Parser)]
@@ -31,6 +43,20 @@ struct Cli {
 enum Bench {
     /// The bounce buffers of the crate swiotlb, beside allocate-copy-free and memcpy
     Swiotlb(swiotlb::Options),
+    /// The disk over vhost-user, beside qemu-storage-daemon and the raw file
+    Blk(blk::Options),
+    /// The source of entropy over vhost-user, beside vhost-device-rng
+    Rng(rng::Options),
+    /// The network card between two namespaces, beside a pair of veth; needs root
+    Net(net::Options),
+    /// How large xen-dm is, and how it grows with guests and queues
+    Memory(memory::Options),
+    #[command(hide = true, name = memory::SUBJECT)]
+    MemorySubject(memory::Served),
+    /// Draws what the others have kept, as SVG
+    Plot(plot::Options),
+    /// A Xen guest's disk by every way of events, and on two queues, in the lab
+    LabBlk(lab_blk::Options),
     /// A Xen guest's requests by granted-data map, copy and adaptive, in the lab
     LabDma(lab_dma::Options),
 }
@@ -74,6 +100,13 @@ impl Common {
 fn main() -> ExitCode {
     let done = match Cli::parse().bench {
         Bench::Swiotlb(options) => swiotlb::run(&options),
+        Bench::Blk(options) => blk::run(&options),
+        Bench::Rng(options) => rng::run(&options),
+        Bench::Net(options) => net::run(&options),
+        Bench::Memory(options) => memory::run(&options),
+        Bench::MemorySubject(served) => memory::run_subject(&served).map(|()| true),
+        Bench::Plot(options) => plot::run(&options),
+        Bench::LabBlk(options) => lab_blk::run(&options),
         Bench::LabDma(options) => lab_dma::run(&options),
     };
     match done {

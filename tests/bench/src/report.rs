@@ -108,3 +108,25 @@ pub fn write(file: &Path, report: &impl Serialize) -> anyhow::Result<()> {
     let text = serde_json::to_string_pretty(report)?;
     std::fs::write(file, text + "\n").with_context(|| format!("writing {}", file.display()))
 }
+
+/// The kind of the file system that `path` is on, as "tmpfs".
+///
+/// # Errors
+/// Where the kernel does not tell.
+pub fn file_system(path: &Path) -> anyhow::Result<String> {
+    let path = path.canonicalize()?;
+    let mounts = std::fs::read_to_string("/proc/self/mounts").context("/proc/self/mounts")?;
+    let fields = mounts
+        .lines()
+        .map(|line| line.split(' ').collect::<Vec<_>>());
+    let mut best = (0, "an unknown file system");
+    for fields in fields {
+        if let [_, at, kind, ..] = fields[..]
+            && path.starts_with(at)
+            && at.len() >= best.0
+        {
+            best = (at.len(), kind);
+        }
+    }
+    Ok(best.1.to_owned())
+}

@@ -31,7 +31,6 @@ pub(super) struct Move {
 }
 
 /// What has been completed.
-#[expect(clippy::large_enum_variant, reason = "almost all are moves")]
 pub(super) enum Completion {
     /// A move: its request, what was asked for, and how many bytes were moved.
     Moved(InFlight<Op>, Move, io::Result<u64>),

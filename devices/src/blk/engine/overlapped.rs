@@ -40,6 +40,8 @@ pub(in crate::blk) struct Overlapped {
     /// Where the file system does not tell whether a move has to wait: reads on
     /// tmpfs, writes on ext4.
     blind: Vec<Direction>,
+    /// The image is in memory: nothing of it ever has to wait for a disk.
+    in_memory: bool,
     /// The request that is being started is the only one.
     alone: bool,
 }
@@ -77,6 +79,7 @@ impl Overlapped {
 
     fn on(mover: Mover, image: Arc<Image>, stats: Arc<BlkStats>, durability: Durability) -> Self {
         Overlapped {
+            in_memory: sys::is_in_memory(image.file()),
             mover,
             outcomes: Outcomes::new(Arc::clone(&image)),
             image,
@@ -168,7 +171,7 @@ impl Overlapped {
         }
         // writes go into the cache, which seldom waits; a read alone gains
         // nothing by a hop to another thread
-        let in_line = direction == Direction::Write || self.alone;
+        let in_line = direction == Direction::Write || self.alone || self.in_memory;
         in_line.then(|| attempt(Wait::Yes))
     }
 

@@ -21,7 +21,6 @@ use crate::blk::sys::{self, Wait};
 /// Threads of one queue.
 const THREADS: usize = 4;
 
-#[expect(clippy::large_enum_variant, reason = "almost all are moves")]
 enum Work {
     Move(InFlight<Op>, Move),
     Sync,

@@ -32,7 +32,7 @@ impl DirtyLog {
 
     /// Marks the pages of `range`; those that the log has no bit for are not
     /// RAM that the front end moves.
-    fn mark(&self, range: Range) {
+    pub(super) fn mark(&self, range: Range) {
         let last = range.address().saturating_add(u64::from(range.len()) - 1);
         for page in range.address() / PAGE..=last / PAGE {
             let Ok(at) = usize::try_from(page / 8) else {

@@ -4,17 +4,18 @@
 //! stays mapped until nothing uses it any more.
 
 use std::fs::File;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use swiotlb::allocator::PadPolicy;
 use swiotlb::{
     Access, Counters, Dma, Fault, GrantPolicy, HostRange, Keep, Kind, Range, RingMapping, Segment,
-    Segments, Settings, Translation,
+    Segments, Settings, TransferBytes, Translation,
 };
 use vhost::vhost_user::message::VhostUserMemoryRegion;
 use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
 use vm_memory::{
-    FileOffset, GuestAddress, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryBackend,
+    Bytes, FileOffset, GuestAddress, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryBackend,
     GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap, MmapRegion, VolatileMemory, VolatileSlice,
 };
 
@@ -50,6 +51,8 @@ impl From<&VhostUserMemoryRegion> for Place {
 #[derive(Debug)]
 pub(super) struct Memory {
     table: GuestMemoryAtomic<Table>,
+    /// How often it was changed.
+    version: Arc<AtomicU64>,
     places: Vec<Place>,
     log: RwLock<Option<Arc<DirtyLog>>>,
     counters: Arc<Counters>,
@@ -60,6 +63,7 @@ impl Memory {
     pub(super) fn new() -> Self {
         Memory {
             table: GuestMemoryAtomic::new(Table::new()),
+            version: Arc::default(),
             places: Vec::new(),
             log: RwLock::new(None),
             counters: Arc::default(),
@@ -137,6 +141,8 @@ impl Memory {
         // only this thread changes it
         let guard = self.table.lock().unwrap_or_else(PoisonError::into_inner);
         guard.replace(table);
+        // the front end hears of it afterwards, and its driver after that
+        self.version.fetch_add(1, Ordering::Release);
     }
 }
 
@@ -192,6 +198,9 @@ impl DmaProvider for Memory {
     fn open(&self) -> Result<Dma, DeviceError> {
         let log = self.log.read().unwrap_or_else(PoisonError::into_inner);
         let regions = Regions {
+            version: Arc::clone(&self.version),
+            seen: self.version.load(Ordering::Acquire),
+            current: self.table.memory().into_inner(),
             table: self.table.clone(),
             log: log.clone(),
         };
@@ -209,10 +218,26 @@ impl DmaProvider for Memory {
     }
 }
 
-/// One ring's view of the table.
+/// One ring's view of the table. It is asked for three times a request and hardly
+/// ever changes: a ring keeps the one that it knows until there is another.
 struct Regions {
     table: GuestMemoryAtomic<Table>,
+    version: Arc<AtomicU64>,
+    /// The version of `current`, or one before.
+    seen: u64,
+    current: Arc<Table>,
     log: Option<Arc<DirtyLog>>,
+}
+
+impl Regions {
+    fn current(&mut self) -> &Arc<Table> {
+        let version = self.version.load(Ordering::Acquire);
+        if version != self.seen {
+            self.current = self.table.memory().into_inner();
+            self.seen = version;
+        }
+        &self.current
+    }
 }
 
 impl Translation for Regions {
@@ -222,7 +247,7 @@ impl Translation for Regions {
         access: Access,
         out: &mut Segments,
     ) -> Result<Keep, Fault> {
-        let table = self.table.memory().into_inner();
+        let table = Arc::clone(self.current());
         slices(&table, range, |slice| out.push(Segment::of(slice)))?;
         Ok(match (&self.log, access) {
             (Some(log), Access::Write) => Arc::new(Logged::new(log, range, table)),
@@ -230,8 +255,26 @@ impl Translation for Regions {
         })
     }
 
+    /// Without a share in the table, which would be two atomic operations.
+    fn copy(&mut self, range: Range, bytes: TransferBytes<'_>) -> Result<(), Fault> {
+        let table = self.current();
+        let address = GuestAddress(range.address());
+        let copied = match bytes {
+            TransferBytes::FromGuest(bytes) => table.read_slice(bytes, address),
+            TransferBytes::ToGuest(bytes) => {
+                let copied = table.write_slice(bytes, address);
+                // what was written before it failed is written, too
+                if let Some(log) = &self.log {
+                    log.mark(range);
+                }
+                copied
+            }
+        };
+        copied.map_err(|_| nothing_at(range))
+    }
+
     fn map_ring(&mut self, range: Range, access: Access) -> Result<RingMapping, Fault> {
-        let table = self.table.memory().into_inner();
+        let table = Arc::clone(self.current());
         let address = GuestAddress(range.address());
         let region = table.find_region(address);
         let region = region.ok_or_else(|| nothing_at(range))?;

@@ -21,7 +21,7 @@ use super::Head;
 pub const MAX_TABLE: u32 = 1024;
 
 /// The ranges of one side of a chain, in order.
-pub type DescriptorRanges = SmallVec<[Range; 4]>;
+pub type DescriptorRanges = SmallVec<[Range; 2]>;
 
 /// One descriptor, as it stands in a table. virtio 1.3 §2.7.5
 #[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, KnownLayout, Immutable)]

@@ -262,7 +262,7 @@ impl ActiveQueue {
 
     /// Counts kicks of the guest.
     pub(crate) fn count_kicks(&self, kicks: u64) {
-        self.stats.kicks.fetch_add(kicks, Ordering::Relaxed);
+        tally(&self.stats.kicks, kicks);
     }
 
     /// The guest's memory.
@@ -305,10 +305,15 @@ impl ActiveQueue {
         self.note_taken(&heads);
         let taken = u16::try_from(chains.len()).unwrap_or(u16::MAX);
         self.ring.set_next_avail((next + Wrapping(taken)).0);
-        self.stats
-            .taken
-            .fetch_add(u64::from(taken), Ordering::Relaxed);
+        tally(&self.stats.taken, u64::from(taken));
         Ok(chains)
+    }
+
+    /// Whether there is something to take; also if that cannot be told, which
+    /// [`ActiveQueue::take`] then says.
+    pub(crate) fn is_available(&self) -> bool {
+        let index = self.ring.avail_idx(&self.memory, Ordering::Acquire);
+        index.map_or(true, |index| index.0 != self.ring.next_avail())
     }
 
     /// The chains of `heads`.
@@ -444,6 +449,13 @@ impl ActiveQueue {
             next_used: self.ring.next_used(),
         }
     }
+}
+
+/// Adds to a counter of a queue's, which its worker alone writes: no other
+/// processor has to be asked for that.
+fn tally(counter: &AtomicU64, n: u64) {
+    let before = counter.load(Ordering::Relaxed);
+    counter.store(before.wrapping_add(n), Ordering::Relaxed);
 }
 
 /// virtio 1.3 §2.7: sizes and alignments.

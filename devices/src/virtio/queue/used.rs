@@ -7,7 +7,7 @@ use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
 use virtio_queue::QueueT;
 use vm_memory::{Bytes, GuestAddress};
 
-use super::{ActiveQueue, Head, QueueError};
+use super::{ActiveQueue, Head, QueueError, tally};
 
 impl ActiveQueue {
     /// Shows several requests at once, of which none was ever lent anything, as
@@ -53,10 +53,8 @@ impl ActiveQueue {
 
     pub(super) fn count_push(&mut self, written: u32) {
         self.unannounced = true;
-        self.stats.pushed.fetch_add(1, Ordering::Relaxed);
-        self.stats
-            .written
-            .fetch_add(u64::from(written), Ordering::Relaxed);
+        tally(&self.stats.pushed, 1);
+        tally(&self.stats.written, u64::from(written));
     }
 
     /// Interrupts the guest if it wants to hear of what was pushed.

@@ -7,14 +7,12 @@
 
 mod rounds;
 
-use std::process::{Command, Stdio};
-
-use anyhow::{Context, ensure};
 use clap::Args;
 use serde::Serialize;
 
 use crate::Output;
 use crate::figures::Figures;
+use crate::lab::Said;
 use crate::report::{self, Machine};
 use crate::table::{Column, Table, ratio};
 use rounds::{Kind, Rounds};
@@ -108,7 +106,7 @@ const TABLE: Table<7> = Table([
 /// # Errors
 /// Where the lab fails, or the report is not written.
 pub fn run(options: &Options) -> anyhow::Result<bool> {
-    let said = lab()?;
+    let said = Said::by(CASE)?;
     let rows: Vec<Row> = rounds::read(&said)?.iter().map(Row::of).collect();
     let report = Report {
         bench: "lab-dma",
@@ -138,17 +136,4 @@ pub fn run(options: &Options) -> anyhow::Result<bool> {
     let missed = report.rows.iter().filter(|row| !row.holds()).count();
     println!("{missed} of {} gates missed", report.rows.len());
     Ok(missed == 0 || !options.output.check)
-}
-
-/// What the lab prints. How far it is stands on standard error.
-fn lab() -> anyhow::Result<String> {
-    let output = Command::new("tests/lab/lab")
-        .args(["run", CASE])
-        .stdin(Stdio::null())
-        .stderr(Stdio::inherit())
-        .output()
-        .context("running tests/lab/lab: is this the project's root?")?;
-    let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    ensure!(output.status.success(), "the lab failed:\n{said}");
-    Ok(said)
 }

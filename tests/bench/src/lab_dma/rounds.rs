@@ -1,10 +1,10 @@
-//! What the lab's case says: "bench-dma ok SECONDS s; NOTE; NOTE …", with notes
-//! "KIND WAY MICROSECONDS…" that have a figure for each round.
+//! The rounds of the case, by what is asked of the disk.
 
-use anyhow::{Context, ensure};
+use anyhow::ensure;
 use serde::Serialize;
 
 use crate::figures::Series;
+use crate::lab::Said;
 
 /// What is asked of the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -65,18 +65,16 @@ pub struct Rounds {
 ///
 /// # Errors
 /// Where one is missing or is not what it should be.
-pub fn read(said: &str) -> anyhow::Result<Vec<Rounds>> {
+pub fn read(said: &Said) -> anyhow::Result<Vec<Rounds>> {
     let rounds = count(said)?;
     let of = |kind: Kind, way: &str| {
-        let figures = figures(said, kind, way)?;
+        let series = said.rounds(&kind.word(), way)?;
         ensure!(
-            figures.len() == rounds,
+            series.len() == rounds,
             "the lab has {} rounds of {} {way} and {rounds} of others",
-            figures.len(),
+            series.len(),
             kind.word()
         );
-        let mut series = Series::default();
-        figures.into_iter().for_each(|figure| series.push(figure));
         Ok(series)
     };
     KINDS
@@ -96,43 +94,17 @@ pub fn read(said: &str) -> anyhow::Result<Vec<Rounds>> {
 ///
 /// # Errors
 /// Where there are none.
-pub fn count(said: &str) -> anyhow::Result<usize> {
+pub fn count(said: &Said) -> anyhow::Result<usize> {
     let [first, ..] = KINDS;
-    let rounds = figures(said, first, "map")?.len();
-    ensure!(rounds > 0, "the lab has measured nothing");
-    Ok(rounds)
+    Ok(said.rounds(&first.word(), "map")?.len())
 }
 
 /// What the adaptive device says that it has learned.
-pub fn learned(said: &str) -> Option<String> {
-    let mut notes = notes(said);
+pub fn learned(said: &Said) -> Option<String> {
+    let mut notes = said.notes();
     notes
         .find(|note| note.starts_with("learned: "))
         .map(ToOwned::to_owned)
-}
-
-fn notes(said: &str) -> impl Iterator<Item = &str> {
-    said.lines()
-        .filter(|line| line.starts_with("bench-dma ok "))
-        .flat_map(|line| line.split("; ").skip(1))
-}
-
-fn figures(said: &str, kind: Kind, way: &str) -> anyhow::Result<Vec<f64>> {
-    let word = kind.word();
-    let wanted = |note: &&str| {
-        let mut words = note.split(' ');
-        words.next() == Some(&word) && words.next() == Some(way)
-    };
-    let note = notes(said).find(wanted);
-    let note = note.with_context(|| format!("the lab says nothing of {word} {way}"))?;
-    let figure = |text: &str| {
-        let figure: f64 = text.parse().ok().filter(|figure| *figure > 0.0)?;
-        figure.is_finite().then_some(figure)
-    };
-    note.split(' ')
-        .skip(2)
-        .map(|text| figure(text).with_context(|| format!("'{text}' of {word} {way} is no time")))
-        .collect()
 }
 
 #[cfg(test)]
@@ -140,7 +112,7 @@ mod tests {
     use super::*;
 
     /// The lab's words with these rounds of everything, but `last` of the last.
-    fn said(last: &str) -> String {
+    fn said(last: &str) -> Said {
         let words = KINDS.map(Kind::word);
         let notes = words.iter().flat_map(|word| {
             ["map", "copy", "adaptive"].map(|way| match (word.as_str(), way) {
@@ -149,7 +121,9 @@ mod tests {
             })
         });
         let notes: String = notes.collect();
-        format!("bench-dma ok 12.3 s; learned: this, and that{notes}\n1 passed, 0 failed\n")
+        let text =
+            format!("bench-dma ok 12.3 s; learned: this, and that{notes}\n1 passed, 0 failed\n");
+        Said::of("bench-dma", text)
     }
 
     #[test]
@@ -176,7 +150,8 @@ mod tests {
             assert!(read(&said(last)).is_err(), "{last}");
         }
         for said in ["", "bench-dma ok 1 s", "bench-dma FAILED after 1 s: x"] {
-            assert!(read(said).is_err(), "{said}");
+            let said = Said::of("bench-dma", said.to_owned());
+            assert!(read(&said).is_err());
         }
     }
 }

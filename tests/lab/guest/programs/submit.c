@@ -125,6 +125,6 @@ int main(int argc, char **argv) {
 		failed |= status;
 	if (failed)
 		return 1;
-	printf("%s %ju in %.1f s\n", argv[2], (uintmax_t)count, now() - began);
+	printf("%s %ju in %.3f s\n", argv[2], (uintmax_t)count, now() - began);
 	return 0;
 }
