@@ -42,6 +42,9 @@ use crate::virtio::worker::with_causes;
 const RETRY: Duration = Duration::from_millis(20);
 const RETRY_MAX: Duration = Duration::from_secs(1);
 
+/// How often a worker that leaves is freed of a back end's doings.
+const FREEING: Duration = Duration::from_millis(10);
+
 /// What is asked for of a back end's protocol, as far as it has it. In-flight
 /// tracking is not: which requests it has, its front end knows by the shadow
 /// rings. Nor are memory slots: there is one region.
@@ -66,8 +69,9 @@ struct Connection<'a> {
     peer: Peer,
     pool: Pool,
     known: Known,
-    /// Rings that run, and whose they are.
     rings: BTreeMap<u16, (u64, Arc<Mailbox>)>,
+    /// A worker is leaving, which the back end may try to keep.
+    leaving: bool,
     /// What it was told to use.
     features: Option<u64>,
     has_memory: bool,
@@ -143,10 +147,17 @@ impl Session {
     /// Leaves the back end alone for a while, and longer where it has broken
     /// the rules: until the device is reset. True: the session ends.
     fn rest(&self, pause: Duration) -> bool {
+        let mut begun = Instant::now();
         loop {
+            let left = pause.saturating_sub(begun.elapsed());
+            let leaving = self.shared.free_workers();
+            let now = match leaving {
+                true => left.min(FREEING),
+                false => left,
+            };
             let end = poll(
                 &mut [PollFd::new(&self.shared.quit, PollFlags::IN)],
-                Some(&timespec(pause)),
+                Some(&timespec(now.max(FREEING))),
             );
             if !matches!(end, Ok(0) | Err(Errno::INTR)) {
                 return true;
@@ -159,9 +170,13 @@ impl Session {
             if is_wanted && limit.is_some_and(|limit| self.away.elapsed() >= limit) {
                 self.shared.need_reset();
             }
+            if begun.elapsed() < pause {
+                continue;
+            }
             if !is_blocked {
                 return false;
             }
+            begun = Instant::now();
         }
     }
 }
@@ -232,6 +247,7 @@ fn connect(shared: &Shared) -> Result<Connection<'_>, SessionError> {
         pool,
         known,
         rings: BTreeMap::new(),
+        leaving: false,
         features: None,
         has_memory: false,
         resets,
@@ -319,7 +335,8 @@ impl Connection<'_> {
         if let Some(requests) = self.peer.requests() {
             polled.push(PollFd::new(requests, PollFlags::IN));
         }
-        match poll(&mut polled, None) {
+        let patience = self.leaving.then(|| timespec(FREEING));
+        match poll(&mut polled, patience.as_ref()) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(errno) => return Err(SessionError::Host("memory to wait", errno.into())),
         }
@@ -377,6 +394,7 @@ impl Connection<'_> {
             return Err(SessionError::Violation { queue, violation });
         }
         drop(state);
+        self.leaving = self.shared.free_workers();
         let is_stale = |queue: &u16, number: u64| {
             let wish = wishes.get(queue);
             wish.is_none_or(|wish| wish.number != number)
@@ -472,7 +490,7 @@ impl Connection<'_> {
         let lane = Lane {
             memory: self.pool.queue(queue)?,
             features: own,
-            kick: Bell::new().map_err(failed)?,
+            kick: Arc::new(Bell::new().map_err(failed)?),
             call: Bell::new().map_err(failed)?,
         };
         let addresses = self.pool.addresses(queue);
@@ -483,6 +501,7 @@ impl Connection<'_> {
         if own & PROTOCOL_FEATURES != 0 {
             self.peer.enable_ring(queue, true, &end)?;
         }
+        self.shared.note_kick(queue, wish.number, &lane.kick);
         self.rings
             .insert(queue, (wish.number, Arc::clone(&wish.mailbox)));
         wish.mailbox.post(Mail::Lane(Box::new(lane)));

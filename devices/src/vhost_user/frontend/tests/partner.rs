@@ -269,6 +269,17 @@ impl Partner {
         call.write_all(&1u64.to_ne_bytes()).unwrap();
     }
 
+    /// Fills its kick and has whoever rings it wait.
+    pub fn block_kick(&self) {
+        eventually("a kick", || self.seen().kick.is_some());
+        let mut kick = self.seen().kick.as_ref().unwrap().try_clone().unwrap();
+        let flags = rustix::fs::fcntl_getfl(&kick).unwrap();
+        let waiting = flags & !rustix::fs::OFlags::NONBLOCK;
+        let _ = kick.read(&mut [0; 8]);
+        kick.write_all(&(u64::MAX - 1).to_ne_bytes()).unwrap();
+        rustix::fs::fcntl_setfl(&kick, waiting).unwrap();
+    }
+
     /// Fills everything that it can reach behind its rings with a byte.
     pub fn scribble(&self, byte: u8) {
         let memory = self.memory();
