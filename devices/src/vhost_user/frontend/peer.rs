@@ -219,6 +219,10 @@ impl Peer {
         let wanted = usize::try_from(len).unwrap_or(0);
         body.resize(body.len() + wanted, 0);
         let message = self.ask(request, &body, until)?;
+        if message.body.is_empty() {
+            // the specification's way of refusing
+            return Ok(None);
+        }
         let words = message.body.get(..12).unwrap_or_default();
         let (words, _) = words.as_chunks::<4>();
         let [at, size, _flags] = words else {
@@ -229,7 +233,7 @@ impl Peer {
         };
         let size = u32::from_ne_bytes(*size);
         if size == 0 {
-            // its way of refusing
+            // rust-vmm's
             return Ok(None);
         }
         let bytes = message.body.get(12..).unwrap_or_default();
