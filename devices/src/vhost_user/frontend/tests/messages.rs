@@ -38,7 +38,7 @@ fn malformed_answers_to_every_question_are_named() {
     for (request, name) in questions {
         let code = request as u32;
         let malformed = [
-            message(code, REPLY, &[]),
+            message(code, REPLY, &[0]),
             message(code, REPLY, &[0; 7]),
             message(code, REPLY, &[0; 9]),
             message(code, 1, &[0; 8]),
@@ -53,6 +53,19 @@ fn malformed_answers_to_every_question_are_named() {
             assert!(error.contains(name), "{name}: {error}");
         }
     }
+}
+
+#[test]
+fn who_answers_nothing_about_its_configuration_space_has_none() {
+    let nothing = message(FrontendReq::GET_CONFIG as u32, REPLY, &[]);
+    let partner = Partner::with(instead(FrontendReq::GET_CONFIG, nothing));
+    let spec = config(partner.socket()).validate().unwrap();
+    let device = VhostUserDevice::open(spec).unwrap();
+    let mut byte = [9];
+
+    device.read_config(0, &mut byte);
+
+    assert_eq!(byte, [0]);
 }
 
 #[test]
