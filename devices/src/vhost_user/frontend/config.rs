@@ -86,8 +86,10 @@ pub struct VhostUserConfig {
     /// What becomes of requests when the back end goes away.
     #[serde(default)]
     pub after_restart: AfterRestart,
-    /// Numbers of feature bits that the guest is not offered though the back
-    /// end has them: 0 to 23 and 50 to 63.
+    /// Numbers of feature bits that are not used though the back end has them:
+    /// 0 to 23 and 50 to 63, which the guest is not offered then, and 28 and 29
+    /// (INDIRECT_DESC, EVENT_IDX) of the back end's ring, for back ends that
+    /// cannot deal with them.
     #[serde(default)]
     pub refuse_features: Vec<u8>,
     /// The configuration space in hexadecimal digits, in place of what the
@@ -151,8 +153,8 @@ pub enum ConfigError {
     /// The pool is out of bounds.
     #[error("pool-mib {0} is no power of two from 1 to 1024")]
     Pool(u32),
-    /// A feature that is not the device's own.
-    #[error("refuse-features {0} is none of a device's own bits, 0 to 23 and 50 to 63")]
+    /// A feature that is neither the device's own nor its ring's.
+    #[error("refuse-features {0} is none of 0 to 23, 28, 29 and 50 to 63")]
     RefuseFeatures(u8),
     /// No bytes in hexadecimal digits.
     #[error("config-space {0:?} is not one to 256 bytes in hexadecimal digits")]
@@ -244,7 +246,7 @@ impl VhostUserConfig {
         let mut refused = 0;
         for bit in self.refuse_features {
             let mask = 1u64.checked_shl(bit.into()).unwrap_or(0);
-            if mask & features::DEVICE == 0 {
+            if mask & features::REFUSABLE == 0 {
                 return Err(ConfigError::RefuseFeatures(bit));
             }
             refused |= mask;
@@ -310,7 +312,7 @@ pub struct VhostUserSpec {
     pub(super) pool: u64,
     pub(super) copy_back: CopyBack,
     pub(super) after_restart: AfterRestart,
-    /// Features that are not offered.
+    /// Features that are not used.
     pub(super) refused: u64,
     pub(super) config_space: Option<Vec<u8>>,
     pub(super) config_size: Option<usize>,
@@ -363,14 +365,14 @@ mod tests {
         let config: VhostUserConfig = toml::from_str(
             "socket = \"/s\"\nvirtio-id = 2\nqueues = 4\nqueue-size = 64\nmemory = \"bounce\"\n\
              pool-mib = 1\ncopy-back = \"whole\"\nafter-restart = \"reset\"\n\
-             refuse-features = [5, 50]\nconfig-space = \"00fFa1\"\nconfig-size = 60\n\
+             refuse-features = [5, 29, 50]\nconfig-space = \"00fFa1\"\nconfig-size = 60\n\
              answer-timeout = 3\nstart-wait = 0\ngive-up-after = 60",
         )
         .unwrap();
 
         let spec = config.validate().unwrap();
 
-        assert_eq!(spec.refused, 1 << 5 | 1 << 50);
+        assert_eq!(spec.refused, 1 << 5 | 1 << 29 | 1 << 50);
         assert_eq!(spec.config_space, Some(vec![0, 0xff, 0xa1]));
         assert_eq!(spec.config_size, Some(60));
         assert_eq!(spec.answer_timeout, Duration::from_secs(3));
@@ -401,7 +403,7 @@ mod tests {
             with(|c| c.pool_mib = 0),
             with(|c| c.pool_mib = 3),
             with(|c| c.pool_mib = 2048),
-            with(|c| c.refuse_features = vec![5, 28]),
+            with(|c| c.refuse_features = vec![5, 30]),
             with(|c| c.refuse_features = vec![64]),
             with(|c| c.config_space = Some("0".into())),
             with(|c| c.config_space = Some("+1".into())),

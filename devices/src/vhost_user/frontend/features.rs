@@ -4,7 +4,7 @@
 //! | bits | the guest's ring | the back end's ring |
 //! |---|---|---|
 //! | 0 to 23, 50 to 63: the device's | as the back end offers them | as the guest's driver takes them |
-//! | INDIRECT_DESC, EVENT_IDX | offered always: the transport serves that ring | taken if offered |
+//! | INDIRECT_DESC, EVENT_IDX | offered always: the transport serves that ring | taken if offered, and not refused |
 //! | VERSION_1 | insisted on | insisted on |
 //! | ACCESS_PLATFORM | the guest's kind of addresses | never: it is given addresses of its own memory |
 //! | RING_RESET | offered always; the back end's ring is stopped and set up anew | never |
@@ -18,15 +18,18 @@ use crate::virtio::features::{RING_EVENT_IDX, RING_INDIRECT_DESC, VERSION_1};
 /// Bits that a device type has to itself. virtio 1.3 §2.2
 pub(super) const DEVICE: u64 = 0x00ff_ffff | !((1 << 50) - 1);
 
+/// Bits that a device can do without.
+pub(super) const REFUSABLE: u64 = DEVICE | RING_INDIRECT_DESC | RING_EVENT_IDX;
+
 /// What of a back end's features its guest is offered.
 pub(super) fn offered(back_end: u64, refused: u64) -> u64 {
     back_end & DEVICE & !refused
 }
 
 /// What a back end is told to use for a guest that uses `guest`.
-pub(super) fn negotiated(back_end: u64, guest: u64) -> u64 {
+pub(super) fn negotiated(back_end: u64, guest: u64, refused: u64) -> u64 {
     let own = VERSION_1 | RING_EVENT_IDX | RING_INDIRECT_DESC | PROTOCOL_FEATURES;
-    back_end & (guest & DEVICE | own)
+    back_end & (guest & DEVICE | own) & !refused
 }
 
 /// What a guest uses and a back end does not have.
@@ -58,8 +61,12 @@ mod tests {
         let back_end = 1 << 3 | 1 << 4 | VERSION_1 | ACCESS_PLATFORM | RING_INDIRECT_DESC;
 
         assert_eq!(
-            negotiated(back_end, guest),
+            negotiated(back_end, guest, 0),
             1 << 3 | VERSION_1 | RING_INDIRECT_DESC
+        );
+        assert_eq!(
+            negotiated(back_end, guest, RING_INDIRECT_DESC),
+            1 << 3 | VERSION_1
         );
         assert_eq!(missing(back_end, guest | 1 << 7), 1 << 7);
         assert_eq!(missing(back_end, guest), 0);

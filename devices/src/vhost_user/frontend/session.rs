@@ -472,7 +472,8 @@ impl Connection<'_> {
     /// Has the back end serve a ring.
     fn start(&mut self, queue: u16, wish: Wish) -> Result<(), SessionError> {
         let end = until(&self.shared.quit);
-        let own = features::negotiated(self.known.features, wish.features);
+        let own =
+            features::negotiated(self.known.features, wish.features, self.shared.spec.refused);
         if self.features != Some(own) {
             self.peer.set_features(own, &end)?;
             self.features = Some(own);
