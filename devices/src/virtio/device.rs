@@ -55,6 +55,10 @@ pub trait Device: Send {
         false
     }
 
+    /// The driver is up: `queues` are those that it uses from the beginning, and
+    /// are started one after the other now.
+    fn activate(&mut self, _queues: &[u16]) {}
+
     /// Makes the handler of queue `index` for the negotiated `features`. The
     /// handler is dropped on its worker's thread once the queue was given back.
     ///

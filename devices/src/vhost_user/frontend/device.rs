@@ -155,6 +155,10 @@ impl Device for VhostUserDevice {
         true
     }
 
+    fn activate(&mut self, queues: &[u16]) {
+        self.shared.expect(queues);
+    }
+
     fn start_queue(
         &mut self,
         index: u16,

@@ -70,6 +70,8 @@ struct Connection<'a> {
     pool: Pool,
     known: Known,
     rings: BTreeMap<u16, (u64, Arc<Mailbox>)>,
+    /// Ways to rings that run, not handed out yet.
+    lanes: BTreeMap<u16, Box<Lane>>,
     /// A worker is leaving, which the back end may try to keep.
     leaving: bool,
     /// What it was told to use.
@@ -247,6 +249,7 @@ fn connect(shared: &Shared) -> Result<Connection<'_>, SessionError> {
         pool,
         known,
         rings: BTreeMap::new(),
+        lanes: BTreeMap::new(),
         leaving: false,
         features: None,
         has_memory: false,
@@ -423,6 +426,13 @@ impl Connection<'_> {
                 self.start(queue, wish)?;
             }
         }
+        if self.shared.state().expected.is_empty() {
+            for (queue, lane) in std::mem::take(&mut self.lanes) {
+                if let Some((_, mailbox)) = self.rings.get(&queue) {
+                    mailbox.post(Mail::Lane(lane));
+                }
+            }
+        }
         Ok(())
     }
 
@@ -503,9 +513,8 @@ impl Connection<'_> {
             self.peer.enable_ring(queue, true, &end)?;
         }
         self.shared.note_kick(queue, wish.number, &lane.kick);
-        self.rings
-            .insert(queue, (wish.number, Arc::clone(&wish.mailbox)));
-        wish.mailbox.post(Mail::Lane(Box::new(lane)));
+        self.rings.insert(queue, (wish.number, wish.mailbox));
+        self.lanes.insert(queue, Box::new(lane));
         Ok(())
     }
 
@@ -522,6 +531,7 @@ impl Connection<'_> {
         let next = self.peer.stop_ring(queue, &end)?;
         tracing::debug!(queue, next, "the back end has stopped a ring");
         self.rings.remove(&queue);
+        self.lanes.remove(&queue);
         Ok(())
     }
 

@@ -5,7 +5,7 @@
 //! waits for the session, and whatever a guest does while a back end hangs, no
 //! more than its last wish is kept.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -93,6 +93,9 @@ pub(super) struct Known {
 pub(super) struct State {
     /// By queue.
     pub wishes: BTreeMap<u16, Wish>,
+    /// Queues that will be wanted in a moment. Until then none is used: there
+    /// are back ends that die over a ring whose neighbours do not run.
+    pub expected: BTreeSet<u16>,
     wishes_made: u64,
     /// How often the device was reset.
     pub resets: u64,
@@ -167,6 +170,11 @@ impl Shared {
         lock(&self.state)
     }
 
+    /// These queues, and no fewer, are wanted next.
+    pub(super) fn expect(&self, queues: &[u16]) {
+        self.state().expected = queues.iter().copied().collect();
+    }
+
     /// Wants a queue served; returns the number of the wish.
     pub(super) fn want(&self, queue: u16, features: u64, mailbox: Arc<Mailbox>) -> u64 {
         let mut state = self.state();
@@ -180,6 +188,7 @@ impl Shared {
             leaves: false,
         };
         state.wishes.insert(queue, wish);
+        state.expected.remove(&queue);
         drop(state);
         self.bell.ring();
         number
@@ -229,6 +238,7 @@ impl Shared {
         state.resets += 1;
         state.is_blocked = false;
         state.written.clear();
+        state.expected.clear();
         drop(state);
         self.bell.ring();
     }

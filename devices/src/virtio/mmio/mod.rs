@@ -221,7 +221,9 @@ impl Transport {
                     "the guest's driver is up"
                 );
             }
-            for index in self.queues.ready() {
+            let ready = self.queues.ready();
+            self.device.activate(&ready);
+            for index in ready {
                 self.start(index);
             }
         }
