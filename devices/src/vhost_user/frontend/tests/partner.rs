@@ -364,7 +364,8 @@ pub fn message(code: u32, flags: u32, body: &[u8]) -> Vec<u8> {
     [&words.concat(), body].concat()
 }
 
-fn receive(stream: &UnixStream) -> Option<(u32, Said)> {
+/// The next message: its flags, and what it says.
+pub fn receive(stream: &UnixStream) -> Option<(u32, Said)> {
     let mut files = Vec::new();
     let header = exactly(stream, 12, &mut files)?;
     let word = |at: usize| u32::from_ne_bytes(header[at..at + 4].try_into().unwrap());
