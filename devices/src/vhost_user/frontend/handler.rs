@@ -7,11 +7,11 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 use swiotlb::sizing::SLOT_SIZE;
-use swiotlb::{Access, Attrs, Device, Direction, InFlight, Job, Lease, Mapped, Need};
+use swiotlb::{Access, Attrs, Direction, InFlight, Job, Mapped, Need, Range};
 
 use super::config::{AfterRestart, CopyBack};
 use super::error::Violation;
-use super::line::{Flight, Line, Request};
+use super::line::{Flight, Line, Request, Table};
 use super::shadow::Part;
 use super::shared::{Lane, Mail, Mailbox, Shared};
 use crate::virtio::counters::add;
@@ -238,15 +238,15 @@ impl VhostUserHandler {
         if self.waiting.is_empty() {
             return Ok(());
         }
-        let (jobs, shapes) = self.choose(line)?;
+        let (jobs, tables) = self.choose(line)?;
         let full = !self.waiting.is_empty();
         let mut again = VecDeque::new();
         let mut broken = Ok(());
         let mapped = queue.dma().map(jobs, NEED);
-        for (mapped, (accesses, table)) in mapped.into_iter().zip(shapes) {
+        for (mapped, table) in mapped.into_iter().zip(tables) {
             let rejected = match mapped {
                 Ok(mapped) => {
-                    let added = self.add(line, mapped, &accesses, table);
+                    let added = self.add(line, mapped, table);
                     added.map_err(|violation| self.violated(violation))?;
                     continue;
                 }
@@ -281,18 +281,8 @@ impl VhostUserHandler {
 
     /// Takes of what waits as many as the ring has room for, with memory for
     /// their tables.
-    #[expect(clippy::type_complexity, reason = "private; a job and its shape")]
-    fn choose(
-        &mut self,
-        line: &Line,
-    ) -> Result<
-        (
-            Vec<Job<Request>>,
-            Vec<(Vec<Access>, Option<Lease<Arc<Device>>>)>,
-        ),
-        QueueError,
-    > {
-        let (mut jobs, mut shapes) = (Vec::new(), Vec::new());
+    fn choose(&mut self, line: &Line) -> Result<(Vec<Job<Request>>, Vec<Table>), QueueError> {
+        let (mut jobs, mut tables) = (Vec::new(), Vec::new());
         let mut room = line.ring.room();
         while let Some(request) = self.waiting.front() {
             let ranges = request.ranges();
@@ -335,24 +325,20 @@ impl VhostUserHandler {
                     Some(lease)
                 }
             };
-            let Some(token) = self.waiting.pop_front() else {
+            let Some(mut token) = self.waiting.pop_front() else {
                 break;
             };
+            let is_read = |(_, access): &&(Range, Access)| *access == Access::Read;
+            token.read = ranges.iter().take_while(is_read).count();
             room -= cost;
-            shapes.push((ranges.iter().map(|(_, access)| *access).collect(), table));
+            tables.push(table);
             jobs.push(Job { token, ranges });
         }
-        Ok((jobs, shapes))
+        Ok((jobs, tables))
     }
 
-    fn add(
-        &self,
-        line: &mut Line,
-        mapped: Mapped<Request>,
-        accesses: &[Access],
-        table: Option<Lease<Arc<Device>>>,
-    ) -> Result<(), Violation> {
-        let parts = line.parts(&mapped, accesses);
+    fn add(&self, line: &mut Line, mapped: Mapped<Request>, table: Table) -> Result<(), Violation> {
+        let parts = line.parts(&mapped);
         let stats = &self.shared.stats;
         let bytes = |part: &Part| usize::try_from(part.len).unwrap_or(usize::MAX);
         let read = parts.iter().filter(|part| !part.writable).map(bytes);
@@ -397,6 +383,7 @@ impl QueueHandler for VhostUserHandler {
                 readable: chain.readable,
                 writable: chain.writable,
                 number: self.taken,
+                read: 0,
                 declared: 0,
             });
             self.taken += 1;

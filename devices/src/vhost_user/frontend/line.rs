@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use smallvec::SmallVec;
 use swiotlb::sizing::SEGMENT_SIZE;
 use swiotlb::{Access, Device, InFlight, JobRanges, Lease, Mapped};
 
@@ -17,6 +18,8 @@ pub(super) struct Request {
     pub writable: DescriptorRanges,
     /// Its place in the order of the guest's ring.
     pub number: u64,
+    /// Pieces that the device reads, of those that it was bounced in.
+    pub read: usize,
     /// Bytes that the guest is told.
     pub declared: u32,
 }
@@ -55,13 +58,19 @@ impl Request {
     }
 }
 
+/// The buffers of a request; most have few.
+pub(super) type Parts = SmallVec<[Part; 8]>;
+
 /// A request that the back end has.
 pub(super) struct Flight {
     pub data: InFlight<Request>,
     pub room: u64,
     /// Held for its Drop.
-    pub table: Option<Lease<Arc<Device>>>,
+    pub table: Table,
 }
+
+/// Memory of an indirect table that is not small.
+pub(super) type Table = Option<Lease<Arc<Device>>>;
 
 /// The back end's side of the queue.
 pub(super) struct Line {
@@ -91,15 +100,16 @@ impl Line {
     }
 
     /// The buffers of a mapped request, as the back end is to see them.
-    pub(super) fn parts(&self, mapped: &Mapped<Request>, ranges: &[Access]) -> Vec<Part> {
-        let parts = mapped.segments().iter().zip(ranges);
+    pub(super) fn parts(&self, mapped: &Mapped<Request>) -> Parts {
+        let read = mapped.token().read;
+        let parts = mapped.segments().iter().enumerate();
         parts
-            .map(|(segment, access)| Part {
+            .map(|(index, segment)| Part {
                 address: (segment.address() as u64)
                     .wrapping_sub(self.host)
                     .wrapping_add(self.base),
                 len: u32::try_from(segment.len()).unwrap_or(u32::MAX),
-                writable: *access == Access::Write,
+                writable: index >= read,
             })
             .collect()
     }
