@@ -89,6 +89,10 @@ pub trait Device: Send {
         false
     }
 
+    /// Queue `index` is being asked back from its handler: whatever of the
+    /// device's could keep the handler has to let go of it.
+    fn stopping(&mut self, _index: u16) {}
+
     /// The device was reset: all its queues were given back.
     fn reset(&mut self) {}
 

@@ -5,12 +5,14 @@ use std::fs;
 use std::path::Path;
 
 use devices::blk::BlkConfig;
+use devices::console::{ConsoleConfig, ConsoleDevice};
 use devices::registry::DeviceSpec;
 use devices::rng::RngConfig;
 use devices::vhost_user::frontend::VhostUserConfig;
 use devices::virtio::{Device, DeviceType};
 use tests::Stand;
 use tests::back_end::{BackEnd, in_front};
+use tests::console::{Console, attach, read_host, write_host};
 use tests::stand::{configured, disk};
 use virtio_drivers::device::blk::RespStatus;
 use virtio_drivers::device::rng::VirtIORng;
@@ -219,6 +221,46 @@ fn a_guest_that_comes_back_finds_the_back_end_usable() {
             .iter()
             .find(|(name, _)| *name == "connections");
         assert_eq!(connections, Some(&("connections", 1)));
+        stand.finish();
+    });
+}
+
+#[test]
+fn a_console_passes_every_byte_both_ways_over_two_queues() {
+    both(|addresses| {
+        const BYTES: usize = 64 << 10;
+        let stand = Stand::new();
+        let console = ConsoleDevice::open(
+            ConsoleConfig::socket(stand.path("console"))
+                .validate()
+                .unwrap(),
+        );
+        let socket = stand.path("socket");
+        let _back_end = BackEnd::serve(&socket, Box::new(console.unwrap()));
+        let device = in_front(VhostUserConfig {
+            queues: 2,
+            ..VhostUserConfig::new(&socket, DeviceType::CONSOLE.0)
+        });
+        let place = stand.add(0, addresses, device);
+        let mut console = Console::new(&stand, &place);
+        let mut pattern = Pattern::new(1);
+        let (output, input) = (pattern.bytes(BYTES), pattern.bytes(BYTES));
+        let (typed, path) = (input.clone(), stand.path("console"));
+
+        let host = std::thread::spawn(move || {
+            let mut end = attach(&path);
+            write_host(&mut *end, &typed);
+            read_host(&mut *end, BYTES)
+        });
+        for piece in output.chunks(5000) {
+            console.send(piece);
+        }
+        let received = console.receive(BYTES);
+        let read = host.join().unwrap();
+
+        assert!(read == output, "output differs");
+        assert!(received == input, "input differs");
+        drop(console);
         stand.finish();
     });
 }

@@ -180,6 +180,10 @@ impl Device for VhostUserDevice {
         self.shared.is_ready()
     }
 
+    fn stopping(&mut self, index: u16) {
+        self.shared.let_go(index);
+    }
+
     fn reset(&mut self) {
         self.shared.reset();
     }

@@ -6,18 +6,19 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
-use swiotlb::sizing::{SEGMENT_SIZE, SLOT_SIZE};
-use swiotlb::{Access, Attrs, Device, Direction, InFlight, Job, JobRanges, Lease, Mapped, Need};
+use swiotlb::sizing::SLOT_SIZE;
+use swiotlb::{Access, Attrs, Direction, InFlight, Job, Mapped, Need, Range};
 
 use super::config::{AfterRestart, CopyBack};
 use super::error::Violation;
-use super::shadow::{Part, ShadowRing};
+use super::line::{Flight, Line, Request, Table};
+use super::shadow::Part;
 use super::shared::{Lane, Mail, Mailbox, Shared};
 use crate::virtio::counters::add;
 use crate::virtio::poller::Poller;
-use crate::virtio::queue::{Descriptor, DescriptorRanges};
+use crate::virtio::queue::Descriptor;
 use crate::virtio::worker::with_causes;
-use crate::virtio::{ActiveQueue, Chain, Head, QueueError, QueueHandler};
+use crate::virtio::{ActiveQueue, Chain, QueueError, QueueHandler};
 
 /// Chains taken at once.
 const BATCH: usize = 64;
@@ -34,101 +35,6 @@ const NEED: Need = Need {
     limit: None,
     align: 4096,
 };
-
-/// A chain of the guest's. What it takes to have it done again is kept.
-struct Request {
-    head: Head,
-    readable: DescriptorRanges,
-    writable: DescriptorRanges,
-    /// Its place in the order of the guest's ring.
-    number: u64,
-    /// Bytes that the guest is told.
-    declared: u32,
-}
-
-impl From<Request> for Head {
-    fn from(request: Request) -> Head {
-        request.head
-    }
-}
-
-impl Request {
-    /// Its ranges, none longer than can be bounced in one piece.
-    fn ranges(&self) -> JobRanges {
-        let most = u32::try_from(SEGMENT_SIZE).unwrap_or(u32::MAX);
-        let sides = [
-            (&self.readable, Access::Read),
-            (&self.writable, Access::Write),
-        ];
-        let mut ranges = JobRanges::new();
-        for (side, access) in sides {
-            for range in side {
-                let mut skip = 0;
-                while let Some(part) = range.part(skip, most) {
-                    ranges.push((part, access));
-                    skip += part.len();
-                }
-            }
-        }
-        ranges
-    }
-
-    /// Bytes that the device may write.
-    fn room(&self) -> u64 {
-        let lens = self.writable.iter().map(|range| u64::from(range.len()));
-        lens.sum()
-    }
-}
-
-/// A request that the back end has.
-struct Flight {
-    data: InFlight<Request>,
-    room: u64,
-    #[expect(dead_code, reason = "held for its Drop")]
-    table: Option<Lease<Arc<Device>>>,
-}
-
-/// The back end's side of the queue.
-struct Line {
-    lane: Lane,
-    ring: ShadowRing,
-    /// By shadow head.
-    flights: Vec<Option<Flight>>,
-    /// From this process's addresses to the back end's.
-    host: u64,
-    base: u64,
-}
-
-impl Line {
-    fn new(lane: Lane) -> Self {
-        let memory = &lane.memory;
-        let ring = ShadowRing::new(memory.rings.clone(), memory.layout, lane.features);
-        let host = memory.slots.segment();
-        Line {
-            ring,
-            flights: std::iter::repeat_with(|| None)
-                .take(usize::from(memory.layout.size))
-                .collect(),
-            host: host.map_or(0, |segment| segment.address() as u64),
-            base: memory.slots.base(),
-            lane,
-        }
-    }
-
-    /// The buffers of a mapped request, as the back end is to see them.
-    fn parts(&self, mapped: &Mapped<Request>, ranges: &[Access]) -> Vec<Part> {
-        let parts = mapped.segments().iter().zip(ranges);
-        parts
-            .map(|(segment, access)| Part {
-                address: (segment.address() as u64)
-                    .wrapping_sub(self.host)
-                    .wrapping_add(self.base),
-                len: u32::try_from(segment.len()).unwrap_or(u32::MAX),
-                writable: *access == Access::Write,
-            })
-            .collect()
-    }
-}
 
 /// See the module.
 pub(super) struct VhostUserHandler {
@@ -272,7 +178,11 @@ impl VhostUserHandler {
         let id = u32::from(head);
         let flight = line.flights.get_mut(usize::from(head));
         let flight = flight.and_then(Option::take);
-        let Flight { mut data, room, .. } = flight.ok_or(Violation::NotInFlight { id })?;
+        let Flight {
+            mut data,
+            room,
+            table,
+        } = flight.ok_or(Violation::NotInFlight { id })?;
         let whole = self.shared.spec.copy_back == CopyBack::Whole;
         let most = u32::try_from(room).unwrap_or(u32::MAX);
         // who has nothing to write may well count what it has read
@@ -283,11 +193,7 @@ impl VhostUserHandler {
         if u64::from(declared) > room {
             // kept: nobody else ends it
             if let Some(place) = line.flights.get_mut(usize::from(head)) {
-                *place = Some(Flight {
-                    data,
-                    room,
-                    table: None,
-                });
+                *place = Some(Flight { data, room, table });
             }
             return Err(Violation::Length { id, len, room });
         }
@@ -332,15 +238,15 @@ impl VhostUserHandler {
         if self.waiting.is_empty() {
             return Ok(());
         }
-        let (jobs, shapes) = self.choose(line)?;
+        let (jobs, tables) = self.choose(line)?;
         let full = !self.waiting.is_empty();
         let mut again = VecDeque::new();
         let mut broken = Ok(());
         let mapped = queue.dma().map(jobs, NEED);
-        for (mapped, (accesses, table)) in mapped.into_iter().zip(shapes) {
+        for (mapped, table) in mapped.into_iter().zip(tables) {
             let rejected = match mapped {
                 Ok(mapped) => {
-                    let added = self.add(line, mapped, &accesses, table);
+                    let added = self.add(line, mapped, table);
                     added.map_err(|violation| self.violated(violation))?;
                     continue;
                 }
@@ -375,18 +281,8 @@ impl VhostUserHandler {
 
     /// Takes of what waits as many as the ring has room for, with memory for
     /// their tables.
-    #[expect(clippy::type_complexity, reason = "private; a job and its shape")]
-    fn choose(
-        &mut self,
-        line: &Line,
-    ) -> Result<
-        (
-            Vec<Job<Request>>,
-            Vec<(Vec<Access>, Option<Lease<Arc<Device>>>)>,
-        ),
-        QueueError,
-    > {
-        let (mut jobs, mut shapes) = (Vec::new(), Vec::new());
+    fn choose(&mut self, line: &Line) -> Result<(Vec<Job<Request>>, Vec<Table>), QueueError> {
+        let (mut jobs, mut tables) = (Vec::new(), Vec::new());
         let mut room = line.ring.room();
         while let Some(request) = self.waiting.front() {
             let ranges = request.ranges();
@@ -429,24 +325,20 @@ impl VhostUserHandler {
                     Some(lease)
                 }
             };
-            let Some(token) = self.waiting.pop_front() else {
+            let Some(mut token) = self.waiting.pop_front() else {
                 break;
             };
+            let is_read = |(_, access): &&(Range, Access)| *access == Access::Read;
+            token.read = ranges.iter().take_while(is_read).count();
             room -= cost;
-            shapes.push((ranges.iter().map(|(_, access)| *access).collect(), table));
+            tables.push(table);
             jobs.push(Job { token, ranges });
         }
-        Ok((jobs, shapes))
+        Ok((jobs, tables))
     }
 
-    fn add(
-        &self,
-        line: &mut Line,
-        mapped: Mapped<Request>,
-        accesses: &[Access],
-        table: Option<Lease<Arc<Device>>>,
-    ) -> Result<(), Violation> {
-        let parts = line.parts(&mapped, accesses);
+    fn add(&self, line: &mut Line, mapped: Mapped<Request>, table: Table) -> Result<(), Violation> {
+        let parts = line.parts(&mapped);
         let stats = &self.shared.stats;
         let bytes = |part: &Part| usize::try_from(part.len).unwrap_or(usize::MAX);
         let read = parts.iter().filter(|part| !part.writable).map(bytes);
@@ -491,6 +383,7 @@ impl QueueHandler for VhostUserHandler {
                 readable: chain.readable,
                 writable: chain.writable,
                 number: self.taken,
+                read: 0,
                 declared: 0,
             });
             self.taken += 1;

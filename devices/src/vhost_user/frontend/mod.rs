@@ -59,10 +59,13 @@
 //! Specification: QEMU `docs/interop/vhost-user.rst`.
 
 pub mod config;
+mod connection;
 mod device;
 mod error;
 mod features;
+mod greeting;
 mod handler;
+mod line;
 mod peer;
 mod pool;
 mod session;

@@ -27,7 +27,7 @@ pub(super) struct Lane {
     pub memory: QueueMemory,
     /// Features of the back end's ring.
     pub features: u64,
-    pub kick: Bell,
+    pub kick: Arc<Bell>,
     pub call: Bell,
 }
 
@@ -73,6 +73,10 @@ pub(super) struct Wish {
     /// What the guest's driver uses.
     pub features: u64,
     pub mailbox: Arc<Mailbox>,
+    /// What its worker rings now, or rang last.
+    kick: Option<Arc<Bell>>,
+    /// Its worker is being asked to leave: nothing may keep it.
+    leaves: bool,
 }
 
 /// What the back end is.
@@ -180,12 +184,41 @@ impl Shared {
             number,
             features,
             mailbox,
+            kick: None,
+            leaves: false,
         };
         state.wishes.insert(queue, wish);
         state.expected.remove(&queue);
         drop(state);
         self.bell.ring();
         number
+    }
+
+    /// Nothing may keep a queue's worker any more.
+    pub(super) fn let_go(&self, queue: u16) {
+        if let Some(wish) = self.state().wishes.get_mut(&queue) {
+            wish.leaves = true;
+        }
+        self.bell.ring();
+    }
+
+    /// What a queue's worker is going to ring.
+    pub(super) fn note_kick(&self, queue: u16, number: u64, kick: &Arc<Bell>) {
+        let mut state = self.state();
+        let wish = state.wishes.get_mut(&queue);
+        if let Some(wish) = wish.filter(|wish| wish.number == number) {
+            wish.kick = Some(Arc::clone(kick));
+        }
+    }
+
+    /// A back end can fill a kick's event and make ringing it wait: frees the
+    /// workers that leave of that. True: there are some, and it has to be done
+    /// again until there are none.
+    pub(super) fn free_workers(&self) -> bool {
+        let state = self.state();
+        let leaving = state.wishes.values().filter(|wish| wish.leaves);
+        let kicks = leaving.filter_map(|wish| wish.kick.as_ref());
+        kicks.map(|kick| kick.make_room()).count() > 0
     }
 
     /// Wants a queue served no more.

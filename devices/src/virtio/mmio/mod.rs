@@ -241,11 +241,10 @@ impl Transport {
 
     fn write_queue_ready(&mut self, selected: u32, value: u32) -> Answer {
         match value {
-            0 => match self.queues.stop(selected) {
-                Some(true) => Answer::Later,
-                Some(false) => Answer::Now,
-                None => self.ignore(),
-            },
+            0 => {
+                let stopping = self.queues.stop(selected);
+                self.await_stop(stopping)
+            }
             1 if self.registers.status & STATUS_FEATURES_OK != 0 => {
                 let Some(index) = self.queues.make_ready(selected) else {
                     return self.ignore();
@@ -265,10 +264,24 @@ impl Transport {
         if value != 1 || !negotiated || self.registers.status & STATUS_FEATURES_OK == 0 {
             return self.ignore();
         }
-        match self.queues.reset(selected) {
+        let stopping = self.queues.reset(selected);
+        self.await_stop(stopping)
+    }
+
+    /// What a write to a queue's registers comes to that stops its worker, has
+    /// none to stop, or names no queue.
+    fn await_stop(&mut self, stopping: Option<bool>) -> Answer {
+        self.tell_stopping();
+        match stopping {
             Some(true) => Answer::Later,
             Some(false) => Answer::Now,
             None => self.ignore(),
+        }
+    }
+
+    fn tell_stopping(&mut self) {
+        for queue in self.queues.stopping() {
+            self.device.stopping(queue);
         }
     }
 
@@ -299,6 +312,7 @@ impl Transport {
         self.resetting = true;
         self.held = None;
         self.queues.stop_all();
+        self.tell_stopping();
         match self.finish_reset() {
             true => Answer::Now,
             false => Answer::Later,

@@ -189,7 +189,7 @@ impl Inflight {
 
     fn load<T: AtomicInteger<V: Default>>(&self, at: usize) -> T::V {
         match self.memory.get_atomic_ref::<T>(self.start + at) {
-            Ok(field) => field.load(Ordering::SeqCst),
+            Ok(field) => field.load(Ordering::Acquire),
             // `new` has seen that the part is inside and aligned
             Err(_) => T::V::default(),
         }
@@ -197,7 +197,10 @@ impl Inflight {
 
     fn store<T: AtomicInteger>(&self, at: usize, value: T::V) {
         if let Ok(field) = self.memory.get_atomic_ref::<T>(self.start + at) {
-            field.store(value, Ordering::SeqCst);
+            // in their order with each other and with the used index: who takes
+            // the queue up reads after the last of them. More would be a locked
+            // bus, six times a request.
+            field.store(value, Ordering::Release);
         }
     }
 }

@@ -275,6 +275,34 @@ fn a_back_end_that_hangs_delays_no_reset_and_is_given_up() {
 }
 
 #[test]
+fn a_back_end_that_makes_its_kick_wait_keeps_no_worker_that_is_to_leave() {
+    let mut rig = Rig::new();
+    rig.partner.block_kick();
+    let buffer = rig.readable(b"kicks");
+    rig.ring.add(&[buffer]);
+    let Rig {
+        mut queue,
+        mut handler,
+        mut device,
+        partner: _partner,
+        ..
+    } = rig;
+
+    let worker = std::thread::spawn(move || {
+        let chains = queue.take(1).unwrap();
+        handler.serve(&mut queue, chains).unwrap();
+        handler.settle(&mut queue);
+    });
+    std::thread::sleep(Duration::from_millis(50));
+    let kept = !worker.is_finished();
+    device.stopping(0);
+    eventually("it leaves", || worker.is_finished());
+
+    assert!(kept, "it was not made to wait");
+    assert!(worker.join().is_ok());
+}
+
+#[test]
 fn another_device_in_its_place_is_refused_and_the_guest_told() {
     let changes: [fn(&mut Character); 4] = [
         |character| character.features &= !(1 << 5),

@@ -269,6 +269,17 @@ impl Partner {
         call.write_all(&1u64.to_ne_bytes()).unwrap();
     }
 
+    /// Fills its kick and has whoever rings it wait.
+    pub fn block_kick(&self) {
+        eventually("a kick", || self.seen().kick.is_some());
+        let mut kick = self.seen().kick.as_ref().unwrap().try_clone().unwrap();
+        let flags = rustix::fs::fcntl_getfl(&kick).unwrap();
+        let waiting = flags & !rustix::fs::OFlags::NONBLOCK;
+        let _ = kick.read(&mut [0; 8]);
+        kick.write_all(&(u64::MAX - 1).to_ne_bytes()).unwrap();
+        rustix::fs::fcntl_setfl(&kick, waiting).unwrap();
+    }
+
     /// Fills everything that it can reach behind its rings with a byte.
     pub fn scribble(&self, byte: u8) {
         let memory = self.memory();
@@ -353,7 +364,8 @@ pub fn message(code: u32, flags: u32, body: &[u8]) -> Vec<u8> {
     [&words.concat(), body].concat()
 }
 
-fn receive(stream: &UnixStream) -> Option<(u32, Said)> {
+/// The next message: its flags, and what it says.
+pub fn receive(stream: &UnixStream) -> Option<(u32, Said)> {
     let mut files = Vec::new();
     let header = exactly(stream, 12, &mut files)?;
     let word = |at: usize| u32::from_ne_bytes(header[at..at + 4].try_into().unwrap());
