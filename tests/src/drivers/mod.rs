@@ -20,7 +20,7 @@ use virtio_drivers::transport::Transport;
 use vmm::demo::guest::hal::enter;
 use vmm::demo::guest::{GuestHal, Registers};
 use xen::fake::Interrupts;
-use zerocopy::{FromBytes, IntoBytes};
+use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::stand::{PATIENCE, Place, Stand};
 
@@ -71,6 +71,11 @@ impl Port {
     /// A field of the device's configuration space.
     pub fn config<T: FromBytes + IntoBytes>(&self, offset: usize) -> T {
         self.registers.read_config_space(offset).unwrap()
+    }
+
+    /// Writes a field of it.
+    pub fn set_config<T: IntoBytes + Immutable>(&mut self, offset: usize, value: T) {
+        self.registers.write_config_space(offset, value).unwrap();
     }
 
     /// Has a request answered: the device reads `request` and writes `answer`.

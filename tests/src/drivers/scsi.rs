@@ -43,10 +43,11 @@ pub struct Scsi {
 impl Scsi {
     /// Brings it up at a place, on this thread.
     pub fn new(stand: &Stand, place: &Place) -> Self {
-        Scsi {
-            port: Port::new(stand, place, SCSI_HOST, QUEUES),
-            next: 1,
-        }
+        let mut port = Port::new(stand, place, SCSI_HOST, QUEUES);
+        // as Linux does, whatever they are already
+        port.set_config(20, SENSE as u32);
+        port.set_config(24, CDB as u32);
+        Scsi { port, next: 1 }
     }
 
     /// The highest target that the device has.
