@@ -12,6 +12,7 @@ use crate::blk::{self, BlkDevice};
 use crate::console::{self, ConsoleDevice};
 use crate::net::{self, NetDevice};
 use crate::rng::{self, RngDevice};
+use crate::vhost_user::frontend::{self, VhostUserDevice};
 use crate::virtio::{Device, DeviceType};
 use crate::vsock::{self, VsockDevice};
 
@@ -20,13 +21,22 @@ use crate::vsock::{self, VsockDevice};
 pub struct Kind {
     /// Its name in configurations and logs.
     pub name: &'static str,
-    /// Its virtio device id.
+    /// Its virtio device id; [`DeviceType::NONE`] where each device's
+    /// configuration says.
     pub device_type: DeviceType,
 }
 
 macro_rules! table {
+    // the id of a device: its kind's, or its own
+    (@id $device_type:expr, $device:ident) => {{
+        let _ = $device;
+        $device_type
+    }};
+    (@id $device_type:expr, $device:ident, $own:ident) => {
+        $device.$own()
+    };
     ($(
-        $variant:ident, $name:literal, $device_type:expr,
+        $variant:ident, $name:literal, $device_type:expr $(=> $own:ident)?,
         $config:ty, $invalid:ty,
         $spec:ty, $open:path, $error:ty;
     )*) => {
@@ -84,7 +94,10 @@ macro_rules! table {
             #[must_use]
             pub fn kind(&self) -> Kind {
                 match self {
-                    $(Self::$variant(_) => Kind { name: $name, device_type: $device_type },)*
+                    $(Self::$variant(device) => Kind {
+                        name: $name,
+                        device_type: table!(@id $device_type, device $(, $own)?),
+                    },)*
                 }
             }
 
@@ -123,7 +136,10 @@ macro_rules! table {
             #[must_use]
             pub fn kind(&self) -> Kind {
                 match self {
-                    $(Self::$variant(_) => Kind { name: $name, device_type: $device_type },)*
+                    $(Self::$variant(device) => Kind {
+                        name: $name,
+                        device_type: table!(@id $device_type, device $(, $own)?),
+                    },)*
                 }
             }
 
@@ -141,7 +157,7 @@ macro_rules! table {
     };
 }
 
-// variant, name, virtio device id,
+// variant, name, virtio device id (or `NONE`, and what says each device's),
 //     what its user says, why that may be wrong (with `key()`),
 //     spec, how it is made, why it may not be
 table! {
@@ -160,6 +176,9 @@ table! {
     Net, "net", DeviceType::NETWORK,
         net::NetConfig, net::ConfigError,
         net::NetSpec, NetDevice::open, net::OpenError;
+    VhostUser, "vhost-user", DeviceType::NONE => device_type,
+        frontend::VhostUserConfig, frontend::ConfigError,
+        frontend::VhostUserSpec, VhostUserDevice::open, frontend::OpenError;
 }
 
 #[cfg(test)]
@@ -194,6 +213,20 @@ mod tests {
         assert_eq!(device.device_type(), kind.device_type);
         assert_eq!(config.kind(), kind);
         assert_eq!(kind.name, "blk");
+    }
+
+    #[test]
+    fn a_device_behind_a_back_end_is_of_the_type_that_is_configured() {
+        let config = DeviceConfig::VhostUser(frontend::VhostUserConfig::new("/fs.sock", 26));
+
+        let configured = config.kind();
+        let checked = config.validate().unwrap().kind();
+
+        assert_eq!(
+            (configured.name, configured.device_type.0),
+            ("vhost-user", 26)
+        );
+        assert_eq!(checked, configured);
     }
 
     #[test]

@@ -138,7 +138,10 @@ impl PoolMemory {
     }
 
     /// `len` bytes of it from `offset` on, as memory of their own.
-    pub(crate) fn part(&self, offset: u64, len: u64) -> Result<Self, Error> {
+    ///
+    /// # Errors
+    /// [`Error::BadRegion`] for bytes that are not inside.
+    pub fn part(&self, offset: u64, len: u64) -> Result<Self, Error> {
         let bad = || Error::BadRegion {
             base: self.base.saturating_add(offset),
             size: len,

@@ -7,10 +7,13 @@
 //! to endure. Each wait is bounded; a vCPU that is not answered, freed memory
 //! that is written to, and anything held of the guest's at the end fail a test.
 
+pub mod back_end;
 pub mod console;
 pub mod disk;
+pub mod drivers;
 pub mod qcow2;
 pub mod raw;
+pub mod socket;
 pub mod stand;
 pub mod subjects;
 pub mod torture;

@@ -166,6 +166,11 @@ impl RawDriver {
         self.interrupts.count(self.irq)
     }
 
+    /// Waits for an interrupt beyond those `seen`, for `patience` at most.
+    pub fn wait_interrupt(&self, seen: u64, patience: Duration) {
+        let _ = self.interrupts.wait_past(self.irq, seen, patience);
+    }
+
     /// Waits until a request was used, or the device is broken.
     pub fn wait(&self, queue: &mut RawQueue) -> Result<(u32, u32), Broken> {
         self.wait_for(queue, PATIENCE)

@@ -15,9 +15,11 @@ use devices::blk::{BlkConfig, EngineKind};
 use devices::console::{Backend, ConsoleConfig, ConsoleDevice, PortConfig};
 use devices::registry::DeviceSpec;
 use devices::rng::RngConfig;
-use devices::virtio::Device;
+use devices::vhost_user::frontend::VhostUserConfig;
+use devices::virtio::{Device, DeviceType};
 use vmm::demo::guest::Pattern;
 
+use crate::back_end::{BackEnd, in_front};
 use crate::raw::Request;
 use crate::stand::{Stand, configured, disk};
 
@@ -135,6 +137,13 @@ pub const SUBJECTS: &[Subject] = &[
         request: net::command,
         is_answer: net::is_answer,
     },
+    Subject {
+        kind: "vhost-user",
+        make: make_behind_a_back_end,
+        queue: 0,
+        request: rng_request,
+        is_answer: is_rng_answer,
+    },
 ];
 
 /// Bytes of the disk.
@@ -213,6 +222,19 @@ fn is_disk_answer(_request: &Request, written: &[Vec<u8>]) -> bool {
 fn make_rng(_stand: &Stand, _number: u32) -> Box<dyn Device> {
     let spec = RngConfig::default().validate().unwrap();
     DeviceSpec::Rng(spec).open().unwrap()
+}
+
+/// A source of entropy that another front end of ours serves.
+fn make_behind_a_back_end(stand: &Stand, number: u32) -> Box<dyn Device> {
+    let path = stand.path(&format!("torture-{number}.vhost"));
+    // one for all devices that are made there one after the other
+    if !path.exists() {
+        BackEnd::serve(&path, make_rng(stand, number)).until_its_directory_goes();
+    }
+    in_front(VhostUserConfig {
+        queue_size: 64,
+        ..VhostUserConfig::new(path, DeviceType::ENTROPY.0)
+    })
 }
 
 /// One to four buffers for random bytes, each large enough not to be zero by

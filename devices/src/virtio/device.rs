@@ -2,9 +2,12 @@
 
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use swiotlb::Dma;
+use vmm_sys_util::eventfd::EventFd;
 
+use super::interrupt::Notifier;
 use super::queue::{ActiveQueue, Chain, QueueError};
 
 /// A virtio device type. virtio 1.3 §5
@@ -61,6 +64,10 @@ pub trait Device: Send {
         false
     }
 
+    /// The driver is up: `queues` are those that it uses from the beginning, and
+    /// are started one after the other now.
+    fn activate(&mut self, _queues: &[u16]) {}
+
     /// Makes the handler of queue `index` for the negotiated `features`. The
     /// handler is dropped on its worker's thread once the queue was given back.
     ///
@@ -72,12 +79,28 @@ pub trait Device: Send {
         features: u64,
     ) -> Result<Box<dyn QueueHandler>, DeviceError>;
 
+    /// The device is put behind registers, once. `notifier` is for what it tells
+    /// its driver outside of its queues' workers; `attention` is rung when
+    /// [`Device::is_ready`] has changed.
+    fn attach(&mut self, _notifier: &Arc<Notifier>, _attention: EventFd) {}
+
+    /// Whether the device knows what it offers. Until it does, a driver's first
+    /// word is not answered, for which the device sets itself a bound; then it
+    /// stays so.
+    fn is_ready(&self) -> bool {
+        true
+    }
+
     /// What the device stands on may have changed on the host: looks at it
     /// again. Returns whether the configuration space has changed, of which the
     /// transport then tells the driver.
     fn refresh(&mut self) -> bool {
         false
     }
+
+    /// Queue `index` is being asked back from its handler: whatever of the
+    /// device's could keep the handler has to let go of it.
+    fn stopping(&mut self, _index: u16) {}
 
     /// The device was reset: all its queues were given back.
     fn reset(&mut self) {}

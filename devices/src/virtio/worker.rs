@@ -211,7 +211,11 @@ impl Body {
                 // reported once, however deep the cause
                 let cause = with_causes(&error);
                 if self.notifier.may_log() {
-                    tracing::warn!(queue = queue.index(), error = %cause, "the guest broke its queue; the device needs a reset");
+                    let who = match error {
+                        QueueError::BackEnd { .. } => "the back end",
+                        _ => "the guest",
+                    };
+                    tracing::warn!(queue = queue.index(), error = %cause, "{who} broke its queue; the device needs a reset");
                 }
                 broken = true;
                 self.events.forget(handler.event());

@@ -3,7 +3,8 @@
 //! A run is what of a request goes the same way without a gap: it lies in one
 //! buffer after the other, whatever ranges the guest cut it into. Only the
 //! queue's own process sees the pool, and its consumers state what they have
-//! written: nothing is filled in before that nobody reads.
+//! written: nothing is filled in before that nobody reads. A pool that another
+//! process sees is made by whoever shares it, for an untrusted consumer.
 
 use std::sync::Arc;
 
@@ -131,6 +132,7 @@ impl Pool {
             let now = left.min(most);
             match worker.lease(address, now, direction, &attrs) {
                 Ok(lease) => {
+                    hide(&lease, access);
                     leases.push(lease);
                     left -= now;
                 }
@@ -151,6 +153,21 @@ impl Pool {
             }
         }
         Ok(leases)
+    }
+}
+
+/// Zeroes what a consumer that must not see it is to overwrite. Others state
+/// what they have written, and the rest is read by nobody.
+fn hide(lease: &Lease<Arc<Device>>, access: Access) {
+    let untrusted = matches!(
+        lease.device().constraints().consumer,
+        Consumer::Untrusted { .. }
+    );
+    if untrusted
+        && access == Access::Write
+        && let Some(bytes) = lease.bytes()
+    {
+        segment::zero(&bytes);
     }
 }
 

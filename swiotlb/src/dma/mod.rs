@@ -104,6 +104,12 @@ impl Dma {
         }
     }
 
+    /// Bounces through the pool of `worker` from here on. What lies in the
+    /// earlier one stays there until it is finished.
+    pub fn replace_pool(&mut self, worker: Worker) {
+        self.pool = Pool::Made(worker);
+    }
+
     /// The most bytes that a job may have: more could never be bounced, and
     /// would have to be. Whoever has more makes several jobs of them, one after
     /// the other. Without a pool there is no bound: what would have to be

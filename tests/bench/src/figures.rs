@@ -44,6 +44,11 @@ impl Series {
         Series(self.0.iter().map(|value| value * factor).collect())
     }
 
+    /// One divided by each.
+    pub fn inverse(&self) -> Series {
+        Series(self.0.iter().map(|value| 1.0 / value).collect())
+    }
+
     /// A constant added to all.
     pub fn and(&self, more: f64) -> Series {
         Series(self.0.iter().map(|value| value + more).collect())

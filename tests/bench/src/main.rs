@@ -22,6 +22,7 @@ mod rng;
 mod rounds;
 mod swiotlb;
 mod table;
+mod vhost_user;
 mod vring;
 
 use std::path::PathBuf;
@@ -45,6 +46,8 @@ enum Bench {
     Swiotlb(swiotlb::Options),
     /// The disk over vhost-user, beside qemu-storage-daemon and the raw file
     Blk(blk::Options),
+    /// A guest's disk of qemu-storage-daemon, beside the same disk driven straight
+    VhostUser(vhost_user::Options),
     /// The source of entropy over vhost-user, beside vhost-device-rng
     Rng(rng::Options),
     /// The network card between two namespaces, beside a pair of veth; needs root
@@ -101,6 +104,7 @@ fn main() -> ExitCode {
     let done = match Cli::parse().bench {
         Bench::Swiotlb(options) => swiotlb::run(&options),
         Bench::Blk(options) => blk::run(&options),
+        Bench::VhostUser(options) => vhost_user::run(&options),
         Bench::Rng(options) => rng::run(&options),
         Bench::Net(options) => net::run(&options),
         Bench::Memory(options) => memory::run(&options),

@@ -3,7 +3,7 @@
 set -eu
 export PATH=/bin:/sbin:/usr/bin:/usr/sbin:/lab/bin
 CASE=$1
-for part in base daemon guests disk data grants toolstack; do
+for part in base daemon guests disk data grants toolstack back-ends; do
   # shellcheck source=/dev/null
   . "/lab/$part.sh"
 done

@@ -9,7 +9,7 @@ header() { sed -n "s/^# $2: *//p" "/lab/cases/$1" | head -n 1; }
 
 # what a failed case leaves for whoever looks for the reason
 show_logs() {
-  for log in /tmp/case/out /var/log/xen/console/guest-*.log /tmp/case/daemon.log /var/log/xen/xl-*.log; do
+  for log in /tmp/case/out /var/log/xen/console/guest-*.log /tmp/case/daemon.log /tmp/case/back-end.log /var/log/xen/xl-*.log; do
     [ -s "$log" ] || continue
     echo "LAB: log $1 ---- $log"
     tail -n 80 "$log" | tr -d '\r' | cut -c1-400 | sed "s/^/LAB: log $1 /"

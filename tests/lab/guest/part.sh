@@ -25,6 +25,8 @@ now() { cut -d' ' -f1 /proc/uptime; }
 # shellcheck source=/dev/null
 . /lab/console.sh
 # shellcheck source=/dev/null
+. /lab/random.sh
+# shellcheck source=/dev/null
 . "/lab/cases/$CASE"
 
 tell "started $(now) $(uname -r)"

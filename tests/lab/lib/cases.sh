@@ -7,6 +7,7 @@
 #   # machine: direct-mapped (optional) Xen starts a second domain beside dom0 (machine.sh)
 #   # tools: qemu-img        (optional) what dom0 has beside what every case finds there (qemu-img.sh)
 #   # seconds: N             how long the case may take inside dom0; "soak" in it is LAB_SOAK_SECONDS
+#   # back-ends: NAME…      (optional) vhost-user back ends of others that dom0 has to have (back-ends.sh)
 #   # needs: FILE            (optional) it is left out where the project has no such file
 #   # extra: yes             (optional) not one of "all"
 # Cases with the same kernel, xen, vcpus, memory and machine share a boot.
@@ -34,6 +35,10 @@ case_boot() { # "KERNEL XEN VCPUS MEMORY MACHINE": what a case runs on
 case_boots() { # CASE…: the different machines, the one of most cases first
   local name
   for name; do case_boot "$name"; done | sort | uniq -c | sort -k 1,1nr -k 2 | sed 's/^ *[0-9]* //'
+}
+case_back_ends() { # CASE…: the back ends that they want, each once
+  local name
+  for name; do case_header "$name" back-ends; done | tr ' ' '\n' | sort -u
 }
 case_names() { # every case, by name
   local file

@@ -1,9 +1,10 @@
 # shellcheck shell=bash
-# The root file systems. dom0's is three cpio archives after each other: the userland, the kernel's
-# modules where there are any, and what changes from run to run (scripts, cases, xen-dm, the guest).
+# The root file systems. dom0's is cpio archives after each other: the userland, the kernel's modules where there are
+# any, back ends that the cases want, and what changes from run to run (scripts, cases, xen-dm, the guest).
 
-# make_initrd DIRECTORY: sets INITRD, made in DIRECTORY. need_userland, need_programs and need_kernel come
-# first; XEN_DM names the arm64 binary, SUITE the test program or nothing, QEMU_IMG that tool or nothing. GUEST_INITRD is the guests'.
+# make_initrd DIRECTORY: sets INITRD, made in DIRECTORY. need_userland, need_programs, need_kernel and
+# need_lab_back_ends come first; XEN_DM names the arm64 binary, SUITE the test program or nothing, QEMU_IMG that tool or
+# nothing. GUEST_INITRD is the guests'.
 make_initrd() {
   local root=$1/dom0 guest=$1/guest
   INITRD=$1/dom0.cpio
@@ -25,7 +26,7 @@ make_initrd() {
   cp "$KERNEL_IMAGE" "$root/lab/guest/Image"
   { cpio_of "$guest" && add_modules; } >"$GUEST_INITRD"
   cp "$GUEST_INITRD" "$root/lab/guest/initrd"
-  { cat "$USERLAND_DOM0" && add_tools && add_modules && cpio_of "$root"; } >"$INITRD"
+  { cat "$USERLAND_DOM0" "${BACK_END_ARCHIVES[@]}" && add_tools && add_modules && cpio_of "$root"; } >"$INITRD"
   rm -rf "$root" "$guest"
 }
 

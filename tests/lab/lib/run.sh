@@ -53,6 +53,8 @@ boot() {
   joined=$*
   need_xen "$xen"
   need_kernel "$kernel"
+  # shellcheck disable=SC2046 # a word for each
+  need_lab_back_ends $(case_back_ends "$@")
   make_initrd "$TEMPORARY"
   mkdir -p "$LAB_CACHE/logs"
   log=$LAB_CACHE/logs/run-$kernel-$(date +%Y%m%d-%H%M%S)-$$.log
@@ -172,6 +174,7 @@ lab_shell() {
   prepare "$1" lab
   SUITE=
   QEMU_IMG=
+  need_lab_back_ends
   temporary_directory
   make_initrd "$TEMPORARY"
   machine_command "$TEMPORARY" "$INITRD" 1 2048 plain "lab.soak=$LAB_SOAK_SECONDS"

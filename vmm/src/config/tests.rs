@@ -52,6 +52,8 @@ fn the_example_is_a_configuration_and_says_what_it_describes() {
     assert_eq!(uuid.virtio(3, DeviceType(9)), None);
     assert_eq!(uuid.virtio(3, DeviceType(19)).unwrap().kind().name, "vsock");
     assert_eq!(uuid.virtio(4, DeviceType(1)).unwrap().kind().name, "net");
+    let files = uuid.virtio(5, DeviceType(26)).unwrap().kind();
+    assert_eq!((files.name, files.device_type.0), ("vhost-user", 26));
 }
 
 #[test]

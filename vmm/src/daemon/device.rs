@@ -115,7 +115,9 @@ impl Daemon {
     fn attach(&mut self, place: &Place, info: &DomainInfo, wish: Wish) -> Result<(), AttachError> {
         let Wish { spec, state } = wish;
         let mapping = self.mapping_of(place.domid, info)?;
-        let device = match spec.device.clone().open() {
+        // what it starts of its own tells of itself by this name
+        let span = tracing::info_span!("device", id = %place.key);
+        let device = match span.in_scope(|| spec.device.clone().open()) {
             Err(OpenError::Blk(ImageError::InUse { path })) => {
                 return Err(match self.user_of(&spec) {
                     Some(user) => AttachError::Shared { image: path, user },

@@ -22,6 +22,9 @@
 //! with [`Transport::collect`] telling when. Other vCPUs and other devices go
 //! on meanwhile.
 //!
+//! A device that does not know yet what it offers, because another process says
+//! so, has its driver wait the same way with its first write to STATUS.
+//!
 //! A queue that breaks sets DEVICE_NEEDS_RESET in any state. An access that
 //! makes no sense is counted and ignored; reads then return 0.
 
@@ -89,6 +92,8 @@ pub struct Transport {
     notifier: Arc<Notifier>,
     provider: Arc<dyn DmaProvider>,
     resetting: bool,
+    /// What a driver has written to STATUS of a device that is not ready.
+    held: Option<u32>,
     malformed: u64,
 }
 
@@ -99,21 +104,25 @@ impl Transport {
     /// # Errors
     /// No event files.
     pub fn new(
-        device: Box<dyn Device>,
+        mut device: Box<dyn Device>,
         options: TransportOptions,
         line: Arc<dyn Interrupt>,
         provider: Arc<dyn DmaProvider>,
         returned: EventFd,
     ) -> io::Result<Self> {
+        let attention = returned.try_clone()?;
         let queues = Queues::new(device.queue_sizes(), returned)?;
+        let notifier = Arc::new(Notifier::new(line));
+        device.attach(&notifier, attention);
         Ok(Transport {
             device,
             options,
             registers: Registers::default(),
             queues,
-            notifier: Arc::new(Notifier::new(line)),
+            notifier,
             provider,
             resetting: false,
+            held: None,
             malformed: 0,
         })
     }
@@ -179,6 +188,10 @@ impl Transport {
         if self.resetting {
             return self.ignore();
         }
+        if !self.device.is_ready() {
+            self.held = Some(self.held.unwrap_or(0) | value);
+            return Answer::Later;
+        }
         let mut status = self.registers.status;
         let added = value & !status & !STATUS_NEEDS_RESET;
         if status & !value != 0 {
@@ -208,7 +221,9 @@ impl Transport {
                     "the guest's driver is up"
                 );
             }
-            for index in self.queues.ready() {
+            let ready = self.queues.ready();
+            self.device.activate(&ready);
+            for index in ready {
                 self.start(index);
             }
         }
@@ -226,11 +241,10 @@ impl Transport {
 
     fn write_queue_ready(&mut self, selected: u32, value: u32) -> Answer {
         match value {
-            0 => match self.queues.stop(selected) {
-                Some(true) => Answer::Later,
-                Some(false) => Answer::Now,
-                None => self.ignore(),
-            },
+            0 => {
+                let stopping = self.queues.stop(selected);
+                self.await_stop(stopping)
+            }
             1 if self.registers.status & STATUS_FEATURES_OK != 0 => {
                 let Some(index) = self.queues.make_ready(selected) else {
                     return self.ignore();
@@ -250,10 +264,24 @@ impl Transport {
         if value != 1 || !negotiated || self.registers.status & STATUS_FEATURES_OK == 0 {
             return self.ignore();
         }
-        match self.queues.reset(selected) {
+        let stopping = self.queues.reset(selected);
+        self.await_stop(stopping)
+    }
+
+    /// What a write to a queue's registers comes to that stops its worker, has
+    /// none to stop, or names no queue.
+    fn await_stop(&mut self, stopping: Option<bool>) -> Answer {
+        self.tell_stopping();
+        match stopping {
             Some(true) => Answer::Later,
             Some(false) => Answer::Now,
             None => self.ignore(),
+        }
+    }
+
+    fn tell_stopping(&mut self) {
+        for queue in self.queues.stopping() {
+            self.device.stopping(queue);
         }
     }
 
@@ -282,7 +310,9 @@ impl Transport {
     /// Resets the device, as writing 0 to STATUS does.
     pub fn begin_reset(&mut self) -> Answer {
         self.resetting = true;
+        self.held = None;
         self.queues.stop_all();
+        self.tell_stopping();
         match self.finish_reset() {
             true => Answer::Now,
             false => Answer::Later,
@@ -322,6 +352,11 @@ impl Transport {
         }
         if self.resetting {
             return self.finish_reset();
+        }
+        if let Some(value) = self.held.take()
+            && self.write_status(value) == Answer::Later
+        {
+            return false;
         }
         !self.queues.any_stopping()
     }

@@ -15,6 +15,7 @@ pub mod track;
 mod used;
 
 use std::num::Wrapping;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -128,6 +129,15 @@ pub enum QueueError {
     Request {
         /// Index of its first descriptor.
         head: u16,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// Not the guest: the process that serves the device broke the rules, or
+    /// cannot go on.
+    #[error("the back end at {}: {why}", socket.display())]
+    BackEnd {
+        /// Where it listens.
+        socket: PathBuf,
         /// What is wrong with it.
         why: String,
     },

@@ -10,14 +10,18 @@ use crate::figures::Series;
 /// An expectation, and what was seen.
 #[derive(Clone, Debug, Serialize)]
 pub struct Gate {
-    target: &'static str,
-    workload: String,
-    what: String,
+    /// Which expectation.
+    pub target: &'static str,
+    /// Of what.
+    pub workload: String,
+    /// What was looked at.
+    pub what: String,
     /// The median of the rounds; `None` if it could not be measured.
-    seen: Option<f64>,
-    limit: f64,
+    pub seen: Option<f64>,
+    /// What it has to reach, or must not pass.
+    pub limit: f64,
     /// Whether `limit` is the least, or the most.
-    least: bool,
+    pub least: bool,
 }
 
 impl Gate {

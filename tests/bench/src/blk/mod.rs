@@ -1,11 +1,11 @@
 //! This project's disk as a vhost-user back end, beside qemu-storage-daemon's
 //! export and the raw file, with one client: targets P1 to P4.
 
-mod client;
-mod contenders;
-mod gates;
+pub mod client;
+pub mod contenders;
+pub mod gates;
 mod measure;
-mod workload;
+pub mod workload;
 
 use std::fs::File;
 use std::io::Write;

@@ -54,30 +54,37 @@ impl Registers {
     /// # Errors
     /// [`ProbeError`].
     pub fn probe(vcpu: &Vcpu, base: u64) -> std::result::Result<Self, ProbeError> {
-        let read = |register: Register| vcpu.read(base + register as u64, 4);
-        let magic = read(Register::MagicValue)?;
-        let version = read(Register::Version)?;
-        if magic != u64::from(MAGIC) || version != u64::from(VERSION) {
-            return Err(ProbeError::NoDevice {
+        let id = identify(vcpu, base)?;
+        let device_type = DeviceType::try_from(id).map_err(|_| ProbeError::NoDriver {
+            base,
+            device_type: id.into(),
+        })?;
+        Ok(Registers::new(vcpu, base, device_type))
+    }
+
+    /// The device of type `id` at `base`, for a driver that knows by itself
+    /// what it drives: virtio-drivers names no type above 25, so what it is told
+    /// of the type means nothing.
+    ///
+    /// # Errors
+    /// [`ProbeError`], also for a device of another type.
+    pub fn probe_type(vcpu: &Vcpu, base: u64, id: u32) -> std::result::Result<Self, ProbeError> {
+        match identify(vcpu, base)? {
+            found if found == id => Ok(Registers::new(vcpu, base, DeviceType::Timer)),
+            found => Err(ProbeError::NoDriver {
                 base,
-                magic,
-                version,
-            });
+                device_type: found.into(),
+            }),
         }
-        let id = read(Register::DeviceId)?;
-        let device_type = u32::try_from(id)
-            .ok()
-            .and_then(|id| DeviceType::try_from(id).ok())
-            .ok_or(ProbeError::NoDriver {
-                base,
-                device_type: id,
-            })?;
-        Ok(Registers {
+    }
+
+    fn new(vcpu: &Vcpu, base: u64, device_type: DeviceType) -> Self {
+        Registers {
             vcpu: vcpu.clone(),
             base,
             device_type,
             faults: Arc::default(),
-        })
+        }
     }
 
     /// Accesses that failed; shared with whoever keeps it.
@@ -117,6 +124,25 @@ impl Registers {
             0
         })
     }
+}
+
+/// What DeviceID reads, where there is a virtio-mmio device of version 2.
+fn identify(vcpu: &Vcpu, base: u64) -> std::result::Result<u32, ProbeError> {
+    let read = |register: Register| vcpu.read(base + register as u64, 4);
+    let magic = read(Register::MagicValue)?;
+    let version = read(Register::Version)?;
+    if magic != u64::from(MAGIC) || version != u64::from(VERSION) {
+        return Err(ProbeError::NoDevice {
+            base,
+            magic,
+            version,
+        });
+    }
+    let id = read(Register::DeviceId)?;
+    u32::try_from(id).map_err(|_| ProbeError::NoDriver {
+        base,
+        device_type: id,
+    })
 }
 
 impl Transport for Registers {

@@ -1,0 +1,91 @@
+# shellcheck shell=bash
+# vhost-user back ends that others wrote, unmodified: which, in which versions, and how they are built. Those of the
+# crate registry are built here, for this machine and as static programs for dom0; QEMU's storage daemon is Debian's.
+
+declare -A BACK_ENDS=(
+  [virtiofsd]=1.14.0
+  [vhost-device-rng]=0.1.0
+  [vhost-device-vsock]=0.3.0
+  [vhost-device-scsi]=0.1.0
+  [vhost-device-console]=0.1.0
+  [vhost-device-sound]=0.3.0
+)
+BACK_END_PACKAGES=(qemu-system-common libcap-ng-dev libseccomp-dev gcc libc6-dev) # what the first brings; what virtiofsd links
+
+back_end_options() { # NAME: what cargo is to be told beside its version
+  case $1 in vhost-device-sound) echo --no-default-features ;; esac # its null back end alone: no sound libraries
+}
+
+# need_back_end NAME: sets ARTEFACT to a directory with the program, built for this machine.
+need_back_end() {
+  artefact "$1" "$(content_key "${BACK_ENDS[$1]}" "$(declare -f build_back_end back_end_options)")" "about a minute" \
+    build_back_end "$1" "${BACK_ENDS[$1]}"
+}
+
+# What they share is compiled once: they have one target directory until all are built.
+BACK_END_TARGET=$LAB_CACHE/target-back-ends
+build_back_end() { # NAME VERSION
+  # shellcheck disable=SC2046 # no word or one
+  CARGO_PROFILE_RELEASE_DEBUG=0 CARGO_TARGET_DIR=$BACK_END_TARGET \
+    cargo install --locked --root . $(back_end_options "$1") "$1@$2"
+  strip -o "$1" "bin/$1"
+  rm -r bin
+}
+
+# need_lab_back_ends [NAME…]: sets BACK_END_ARCHIVES, cpio archives for dom0's root with /lab/back-ends/NAME.
+need_lab_back_ends() {
+  local name
+  BACK_END_ARCHIVES=()
+  [ $# = 0 ] || need_rust_aarch64
+  for name; do
+    if [ "$name" = qemu-storage-daemon ]; then
+      artefact "$name-aarch64" "$(content_key "$LAB_SUITE" "${STORAGE_DAEMON_PACKAGES[*]}" \
+        "$(declare -f fetch_storage_daemon copy_with_libraries cpio_of)")" "15 MB to download" fetch_storage_daemon
+    else
+      artefact "$name-aarch64" "$(content_key "${BACK_ENDS[$name]}" "${RUST_AARCH64_ENV[@]}" \
+        "$(declare -f build_lab_back_end back_end_options fetch_static_libraries)")" "one to two minutes" \
+        build_lab_back_end "$name" "${BACK_ENDS[$name]}" "${RUST_AARCH64_ENV[@]}"
+    fi
+    BACK_END_ARCHIVES+=("$ARTEFACT/archive.cpio")
+  done
+}
+
+build_lab_back_end() { # NAME VERSION SETTING…
+  local name=$1 version=$2 settings
+  shift 2
+  settings=("$@" CARGO_PROFILE_RELEASE_DEBUG=0 "CARGO_TARGET_DIR=$BACK_END_TARGET-aarch64")
+  if [ "$name" = virtiofsd ]; then
+    fetch_static_libraries
+    settings+=(LIBSECCOMP_LINK_TYPE=static "LIBSECCOMP_LIB_PATH=$PWD/libraries"
+      LIBCAPNG_LINK_TYPE=static "LIBCAPNG_LIB_PATH=$PWD/libraries")
+  fi
+  # shellcheck disable=SC2046 # no word or one
+  env "${settings[@]}" cargo install --locked --root . $(back_end_options "$name") "$name@$version"
+  mkdir -p root/lab/back-ends
+  "${CROSS}strip" -o "root/lab/back-ends/$name" "bin/$name"
+  cpio_of root >archive.cpio
+  rm -rf bin root libraries
+}
+
+fetch_static_libraries() { # of the release whose C library the linker has
+  local release
+  release=$(. /etc/os-release && echo "$VERSION_CODENAME")
+  apt_state back-ends arm64 "deb $(debian_mirror Debian) $release main"
+  fetch_packages back-ends packages libseccomp-dev libcap-ng-dev
+  mkdir libraries
+  find packages -name '*.a' -exec cp {} libraries/ ';'
+  rm -rf packages
+}
+
+STORAGE_DAEMON_PACKAGES=(qemu-utils libaio1t64 libfuse3-4 libglib2.0-0t64 libgmp10 libgnutls30t64 libhogweed6t64
+  libnettle8t64 libnuma1 libselinux1 liburing2 libzstd1 zlib1g libpcre2-8-0 libp11-kit0 libidn2-0 libunistring5
+  libtasn1-6 libffi8 libatomic1 libgcc-s1 libc6)
+fetch_storage_daemon() { # its module for each image format is built in
+  apt_state userland arm64 "deb $(debian_mirror Debian) $LAB_SUITE main"
+  fetch_packages userland packages "${STORAGE_DAEMON_PACKAGES[@]}"
+  mkdir -p root/usr/bin root/usr/lib/aarch64-linux-gnu root/lab/back-ends
+  copy_with_libraries packages root usr/bin/qemu-storage-daemon
+  mv root/usr/bin/qemu-storage-daemon root/lab/back-ends/
+  cpio_of root >archive.cpio
+  rm -rf packages root
+}

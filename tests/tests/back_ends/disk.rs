@@ -1,0 +1,148 @@
+//! QEMU's storage daemon: a disk that is read, written, and loses nothing when
+//! the daemon is killed.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use tests::Stand;
+use virtio_drivers::device::blk::RespStatus;
+use vmm::demo::guest::{Disk, Pattern, SECTOR};
+
+use super::peer::Peer;
+use super::{Kind, both, serve};
+
+pub const DISK: Kind = Kind {
+    id: 2,
+    queues: 2,
+    size: 256,
+    refused: None,
+};
+
+const BYTES: usize = 8 << 20;
+const SECTORS: usize = BYTES / SECTOR;
+const IMAGE: &str = "image";
+
+fn start(stand: &Stand) -> Peer {
+    let (image, _) = stand.image(IMAGE, BYTES);
+    Peer::storage_daemon(stand, &image)
+}
+
+/// What the disk should hold, and a load that changes it.
+struct Load {
+    content: Vec<u8>,
+    pattern: Pattern,
+}
+
+impl Load {
+    fn on(image: &Path) -> Load {
+        Load {
+            content: std::fs::read(image).unwrap(),
+            pattern: Pattern::new(99),
+        }
+    }
+
+    /// An extent of 1 to 256 sectors.
+    fn extent(&mut self) -> (usize, usize) {
+        let sectors = 1 + self.pattern.below(256) as usize;
+        let first = self.pattern.below((SECTORS - sectors) as u64) as usize;
+        (first, sectors * SECTOR)
+    }
+
+    /// As many writes at once as the queue takes, none over another; all
+    /// succeed.
+    fn write(&mut self, disk: &mut Disk) {
+        let mut taken: BTreeMap<usize, usize> = BTreeMap::new();
+        while disk.has_room() {
+            let (first, len) = self.extent();
+            let end = first + len / SECTOR;
+            let before = taken.range(..end).next_back();
+            if before.is_some_and(|(_, other)| *other > first) {
+                break;
+            }
+            taken.insert(first, end);
+            let data = self.pattern.bytes(len);
+            self.content[first * SECTOR..][..len].copy_from_slice(&data);
+            disk.write(first, data).unwrap();
+        }
+        for outcome in disk.drain().unwrap() {
+            assert_eq!(outcome.status, RespStatus::OK);
+        }
+    }
+
+    /// Reads all of the disk and compares.
+    fn verify(&self, disk: &mut Disk) {
+        const PIECE: usize = 128 << 10;
+        for first in (0..SECTORS).step_by(8 * PIECE / SECTOR) {
+            for piece in 0..8 {
+                disk.read(first + piece * PIECE / SECTOR, PIECE).unwrap();
+            }
+            for outcome in disk.drain().unwrap() {
+                let wanted = &self.content[outcome.sector * SECTOR..][..PIECE];
+                assert_eq!(outcome.status, RespStatus::OK);
+                assert!(outcome.data == wanted, "at sector {}", outcome.sector);
+            }
+        }
+    }
+}
+
+#[test]
+#[ignore = "tests/vhost-user/back-ends runs it"]
+fn a_disk_holds_what_was_written() {
+    both(|addresses| {
+        let (served, _peer) = serve(addresses, DISK, start);
+        let image = served.stand.path(IMAGE);
+        let mut load = Load::on(&image);
+        let mut disk = served.stand.drive(&served.place);
+
+        load.verify(&mut disk);
+        for _ in 0..40 {
+            load.write(&mut disk);
+        }
+        load.verify(&mut disk);
+        disk.flush().unwrap();
+
+        assert_eq!(disk.sectors(), SECTORS as u64);
+        assert!(
+            std::fs::read(image).unwrap() == load.content,
+            "the image differs"
+        );
+        drop(disk);
+        served.stand.finish();
+    });
+}
+
+#[test]
+#[ignore = "tests/vhost-user/back-ends runs it"]
+fn a_disk_whose_back_end_is_killed_loses_nothing() {
+    both(|addresses| {
+        let (served, mut peer) = serve(addresses, DISK, start);
+        let image = served.stand.path(IMAGE);
+        let mut load = Load::on(&image);
+        let mut disk = served.stand.drive(&served.place);
+        let assassin = std::thread::spawn(move || {
+            for _ in 0..5 {
+                std::thread::sleep(std::time::Duration::from_millis(300));
+                peer.kill();
+                std::thread::sleep(std::time::Duration::from_millis(100));
+                peer.start_again();
+            }
+            peer
+        });
+
+        let mut rounds = 0;
+        while !assassin.is_finished() || rounds < 10 {
+            load.write(&mut disk);
+            rounds += 1;
+        }
+        let _peer = assassin.join().unwrap();
+        load.verify(&mut disk);
+        disk.flush().unwrap();
+
+        assert!(
+            std::fs::read(image).unwrap() == load.content,
+            "the image differs"
+        );
+        drop(disk);
+        served.stand.finish();
+    });
+}

@@ -1,0 +1,86 @@
+//! vhost-user back ends that others wrote, unmodified, behind xen-dm's front
+//! end: guests on grants and on plain addresses see what the back end has, and
+//! the back end sees nothing of theirs.
+//!
+//! | back end | tests |
+//! |---|---|
+//! | QEMU's storage daemon | [`disk`], [`address_space`] |
+//! | virtiofsd | [`fs`] |
+//! | vhost-device-rng | [`rng`] |
+//! | vhost-device-vsock | [`vsock`] |
+//! | vhost-device-scsi | [`scsi`] |
+//! | vhost-device-sound, its null back end | [`sound`] |
+//! | vhost-device-console | [`console`] |
+//!
+//! `tests/vhost-user/back-ends` builds them in the versions that
+//! `tests/lab/lib/back-ends.sh` names, runs these tests, and says which others
+//! are left out and why.
+
+mod address_space;
+mod console;
+mod disk;
+mod fs;
+mod peer;
+mod rng;
+mod scsi;
+mod sound;
+mod vsock;
+
+use std::time::Duration;
+
+use devices::registry::DeviceSpec;
+use devices::vhost_user::frontend::VhostUserConfig;
+use tests::{Place, Stand};
+use vmm::demo::guest::{Addresses, within};
+
+use peer::Peer;
+
+/// How long a test may take with one kind of addresses.
+const LIMIT: Duration = Duration::from_secs(300);
+
+/// Runs a test on a thread that plays the guest: virtio-drivers may spin.
+fn both(test: fn(Addresses)) {
+    for addresses in [Addresses::Grants, Addresses::Plain] {
+        let ended = within("the test", LIMIT, move || test(addresses));
+        ended.inspect_err(|_| peer::kill_all()).unwrap();
+    }
+}
+
+/// What has to be said of a device.
+#[derive(Clone, Copy)]
+struct Kind {
+    /// Its virtio device id.
+    id: u32,
+    /// How many queues its back end has.
+    queues: u16,
+    /// What its back end takes for a queue at most.
+    size: u16,
+    /// A feature that its back end offers and cannot deal with.
+    refused: Option<u8>,
+}
+
+/// A guest with one device.
+struct Served {
+    stand: Stand,
+    place: Place,
+}
+
+/// Starts a back end, and a guest with its device.
+fn serve(addresses: Addresses, kind: Kind, start: impl FnOnce(&Stand) -> Peer) -> (Served, Peer) {
+    let stand = Stand::new();
+    let peer = start(&stand);
+    let place = add(&stand, 0, addresses, kind, &peer);
+    (Served { stand, place }, peer)
+}
+
+/// Has a back end's device served.
+fn add(stand: &Stand, number: u32, addresses: Addresses, kind: Kind, peer: &Peer) -> Place {
+    let config = VhostUserConfig {
+        queues: kind.queues,
+        queue_size: kind.size,
+        refuse_features: kind.refused.into_iter().collect(),
+        ..VhostUserConfig::new(peer.socket(), kind.id)
+    };
+    let spec = DeviceSpec::VhostUser(config.validate().unwrap());
+    stand.add(number, addresses, spec.open().unwrap())
+}
