@@ -43,22 +43,15 @@ pub(super) struct Region {
     pub user: u64,
     /// Where it starts in its file.
     pub offset: u64,
-    /// For XEN_MMAP: flags and domain.
-    pub xen: Option<(u32, u32)>,
 }
 
 impl Region {
-    /// As messages have it: 32 bytes, or 40 with XEN_MMAP.
+    /// As messages have it: 32 bytes.
     pub(super) fn bytes(&self) -> Vec<u8> {
-        let mut bytes: Vec<u8> = [self.guest, self.len, self.user, self.offset]
+        [self.guest, self.len, self.user, self.offset]
             .into_iter()
             .flat_map(u64::to_ne_bytes)
-            .collect();
-        if let Some((flags, domain)) = self.xen {
-            bytes.extend(flags.to_ne_bytes());
-            bytes.extend(domain.to_ne_bytes());
-        }
-        bytes
+            .collect()
     }
 }
 

@@ -127,7 +127,6 @@ impl Pool {
             user: BASE,
             len: self.memory.len(),
             offset: self.memory.file().map_or(0, |(_, offset)| offset),
-            xen: None,
         }
     }
 
