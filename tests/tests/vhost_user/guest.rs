@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
 use std::sync::atomic::Ordering;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -251,7 +252,12 @@ pub struct Session {
 impl Session {
     /// Connects and negotiates everything that is offered, logging aside.
     pub fn connect(program: &Program, device: usize) -> Session {
-        let frontend = Frontend::from_stream(program.connect(device), 64);
+        Session::over(program.connect(device))
+    }
+
+    /// Negotiates the same over a connection that there is.
+    pub fn over(stream: UnixStream) -> Session {
+        let frontend = Frontend::from_stream(stream, 64);
         let mut session = Session {
             offered: 0,
             frontend,
@@ -284,6 +290,12 @@ impl Session {
 
     /// Starts a ring at `base`.
     pub fn start_ring(&mut self, guest: &Guest, index: usize, base: u16) {
+        self.set_up_ring(guest, index, base);
+        self.frontend.set_vring_enable(index, true).unwrap();
+    }
+
+    /// Says all of a ring but that it is enabled.
+    pub fn set_up_ring(&mut self, guest: &Guest, index: usize, base: u16) {
         let ring = &guest.rings[index];
         let regions = guest.regions();
         let user = |address: u64| {
@@ -311,7 +323,6 @@ impl Session {
         frontend.set_vring_call(index, &ring.call).unwrap();
         frontend.set_vring_err(index, &ring.error).unwrap();
         frontend.set_vring_kick(index, &ring.kick).unwrap();
-        frontend.set_vring_enable(index, true).unwrap();
     }
 
     /// Has the back end make the region for its requests in flight.

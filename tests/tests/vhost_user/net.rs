@@ -6,6 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
 use tempfile::TempDir;
+use vhost::VhostBackend;
 use vhost::vhost_user::VhostUserFrontend;
 
 use super::guest::{Buffer, DATA, Guest, PROTOCOL_FEATURES, Session, VERSION_1};
@@ -212,20 +213,67 @@ fn a_card_has_a_control_queue_for_a_front_end_that_wants_it() {
 }
 
 #[test]
-fn rings_that_are_enabled_before_any_feature_is_taken_are_enabled_later() {
+fn rings_that_are_enabled_before_any_feature_is_taken_are_enabled() {
     let card = Card::new();
+    let mut guest = Guest::new(2);
     let mut early = card.program.connect(0);
-    // SET_VRING_ENABLE for ring 0, then GET_FEATURES
+    // SET_VRING_ENABLE, for which the last one wants an answer
     early
         .write_all(&message(18, &[0, 0, 0, 0, 1, 0, 0, 0]))
         .unwrap();
-    early.write_all(&message(1, &[])).unwrap();
-    let mut answer = [0; 12 + 8];
-
+    let mut last = message(18, &[1, 0, 0, 0, 1, 0, 0, 0]);
+    last[4] |= 1 << 3;
+    early.write_all(&last).unwrap();
+    let mut answer = [0xff; 12 + 8];
     early.read_exact(&mut answer).unwrap();
 
-    assert_eq!(answer[..4], [1, 0, 0, 0]);
-    assert_eq!(card.program.count("enabled too early"), 1);
+    let mut session = Session::over(early);
+    session.frontend.set_mem_table(&guest.regions()).unwrap();
+    session.set_up_ring(&guest, RECEIVE, 0);
+    session.set_up_ring(&guest, TRANSMIT, 0);
+    offer(&mut guest, 4, 2048);
+    let mut cable = card.cable();
+    send(&mut cable, &frame(1, 200));
+    let used = guest.wait(RECEIVE);
+    transmit(&mut guest, 0, &frame(2, 300));
+
+    assert_eq!(answer[..12], [18, 0, 0, 0, 5, 0, 0, 0, 8, 0, 0, 0]);
+    assert_eq!(answer[12..], [0; 8]);
+    assert_eq!(used.written as usize, HEADER + 200);
+    assert!(receive(&mut cable) == frame(2, 300));
+}
+
+#[test]
+fn a_ring_that_is_disabled_again_before_any_feature_is_taken_rests() {
+    let card = Card::new();
+    let mut guest = Guest::new(2);
+    let mut early = card.program.connect(0);
+    for enable in [1, 0] {
+        let ring = [TRANSMIT as u8, 0, 0, 0, enable, 0, 0, 0];
+        early.write_all(&message(18, &ring)).unwrap();
+    }
+    let mut session = Session::over(early);
+    session.frontend.set_mem_table(&guest.regions()).unwrap();
+    session.set_up_ring(&guest, TRANSMIT, 0);
+    transmit(&mut guest, 0, &frame(2, 300));
+
+    // answered when the ring has been stopped, if it ran
+    let base = session.frontend.get_vring_base(TRANSMIT).unwrap();
+
+    assert_eq!(base, 0);
+}
+
+#[test]
+fn enabling_a_ring_that_there_is_not_ends_the_connection_however_early() {
+    let card = Card::new();
+    let mut early = card.program.connect(0);
+
+    early
+        .write_all(&message(18, &[9, 0, 0, 0, 1, 0, 0, 0]))
+        .unwrap();
+
+    assert_eq!(early.read(&mut [0]).unwrap(), 0);
+    assert_eq!(card.program.count("there is no ring 9"), 1);
 }
 
 #[test]

@@ -153,6 +153,27 @@ fn memory_is_reached_from_the_moment_it_is_added_until_it_is_removed() {
 }
 
 #[test]
+fn memory_that_is_added_twice_is_there_until_it_is_removed_twice() {
+    let program = Program::serve(&[DISK], BYTES);
+    let mut guest = Guest::new(1);
+    let mut session = Session::connect(&program, 0);
+    let regions = guest.regions();
+    session.frontend.add_mem_region(&regions[0]).unwrap();
+    session.frontend.add_mem_region(&regions[1]).unwrap();
+    session.start_ring(&guest, 0, 0);
+
+    session.frontend.add_mem_region(&regions[1]).unwrap();
+    let twice = write(&mut guest, 0, 0, 1);
+    session.frontend.remove_mem_region(&regions[1]).unwrap();
+    let once = write(&mut guest, 0, 1, 1);
+    session.frontend.remove_mem_region(&regions[1]).unwrap();
+    let removed = write(&mut guest, 0, 2, 1);
+
+    // VIRTIO_BLK_S_OK and VIRTIO_BLK_S_IOERR
+    assert_eq!((twice, once, removed), (0, 0, 1));
+}
+
+#[test]
 fn data_may_cross_from_one_region_to_the_next() {
     let program = Program::serve(&[DISK], BYTES);
     let mut guest = Guest::new(1);

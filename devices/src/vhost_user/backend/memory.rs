@@ -53,6 +53,7 @@ pub(super) struct Memory {
     table: GuestMemoryAtomic<Table>,
     /// How often it was changed.
     version: Arc<AtomicU64>,
+    /// One more than once is mapped until it is removed as often.
     places: Vec<Place>,
     log: RwLock<Option<Arc<DirtyLog>>>,
     counters: Arc<Counters>,
@@ -87,7 +88,9 @@ impl Memory {
         Ok(())
     }
 
-    /// Adds a region.
+    /// Adds a region. The same one again changes nothing but that it is to be
+    /// removed once more: QEMU 7.2 says all regions for each pair of queues of
+    /// a network card.
     pub(super) fn add(
         &mut self,
         region: &VhostUserMemoryRegion,
@@ -96,9 +99,12 @@ impl Memory {
         if self.places.len() as u64 >= MAX_SLOTS {
             return Err(refused(region, format!("there are {MAX_SLOTS} already")));
         }
-        let table = with_region(&self.table.memory(), region, file)?;
-        self.replace(table);
-        self.places.push(Place::from(region));
+        let place = Place::from(region);
+        if !self.places.contains(&place) {
+            let table = with_region(&self.table.memory(), region, file)?;
+            self.replace(table);
+        }
+        self.places.push(place);
         Ok(())
     }
 
@@ -107,13 +113,16 @@ impl Memory {
         let place = Place::from(region);
         let at = self.places.iter().position(|&known| known == place);
         let at = at.ok_or_else(|| refused(region, "it is not known".to_owned()))?;
+        self.places.swap_remove(at);
+        if self.places.contains(&place) {
+            return Ok(());
+        }
         let (table, _) = self
             .table
             .memory()
             .remove_region(GuestAddress(place.guest), place.len)
             .map_err(|error| refused(region, error.to_string()))?;
         self.replace(table);
-        self.places.swap_remove(at);
         Ok(())
     }
 

@@ -95,6 +95,11 @@ impl Backend {
         self.refusal.take()
     }
 
+    /// Whether rings are enabled by messages: PROTOCOL_FEATURES is acknowledged.
+    pub(super) fn has_protocol_features(&self) -> bool {
+        self.features & PROTOCOL_FEATURES != 0
+    }
+
     fn offered(&self) -> u64 {
         self.device.features()
             | features::VERSION_1
@@ -199,7 +204,7 @@ impl Backend {
         let kick = self.event(index, "kick", file, fds::kick)?;
         let kick = kick.ok_or(Refusal::NoKick { index: number })?;
         self.stop(|ring| ring.index() == number);
-        let without_enable = self.features & PROTOCOL_FEATURES == 0;
+        let without_enable = !self.has_protocol_features();
         let ring = self.ring(u32::from(number))?;
         ring.set_kick(Some(kick));
         if without_enable {

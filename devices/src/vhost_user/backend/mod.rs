@@ -45,6 +45,7 @@
 //!
 //! Specification: QEMU `docs/interop/vhost-user.rst`.
 
+mod early;
 pub mod error;
 mod fds;
 mod inflight;

@@ -13,6 +13,7 @@ use vhost::vhost_user::{BackendReqHandler, Error};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+use super::early;
 use super::error::ServerError;
 use super::messages::Backend;
 use crate::virtio::Device;
@@ -149,21 +150,22 @@ impl Server {
             return Ok(());
         }
         tracing::info!("a front end has connected");
+        let connection = stream.try_clone()?;
         let mut messages = BackendReqHandler::from_stream(stream, Arc::clone(&self.backend));
         let end = loop {
-            match messages.handle_request() {
+            let is_early = !self.backend().has_protocol_features();
+            let handled = match is_early && early::is_next(&connection) {
+                true => early::take(&connection, &mut self.backend()),
+                false => messages.handle_request(),
+            };
+            match handled {
                 // told to the front end, and nothing to it
                 Ok(()) | Err(Error::ReqHandlerError(_) | Error::SocketRetry(_)) => {}
-                // QEMU enables a network card's rings before it has taken any
-                // feature, and once more when it starts them
-                Err(Error::InactiveFeature(_)) => {
-                    tracing::debug!("a ring is enabled too early: ignored");
-                }
                 Err(error) => break error,
             }
         };
         *self.shared.connection() = None;
-        let mut backend = self.backend.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut backend = self.backend();
         let refusal = backend.take_refusal();
         match (&refusal, end) {
             (Some(refusal), _) => {
@@ -177,6 +179,10 @@ impl Server {
         }
         backend.disconnect();
         Ok(())
+    }
+
+    fn backend(&self) -> MutexGuard<'_, Backend> {
+        self.backend.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
