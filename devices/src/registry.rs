@@ -5,6 +5,8 @@
 //! The control plane reads configurations and makes devices here; tests go
 //! through the table, so that no device is left out.
 
+use std::path::Path;
+
 use serde::{Deserialize, Deserializer};
 use thiserror::Error;
 
@@ -98,6 +100,13 @@ macro_rules! table {
                         name: $name,
                         device_type: table!(@id $device_type, device $(, $own)?),
                     },)*
+                }
+            }
+
+            /// The paths that it names, by their keys.
+            pub fn paths(&self) -> Box<dyn Iterator<Item = (&'static str, &Path)> + '_> {
+                match self {
+                    $(Self::$variant(config) => Box::new(config.paths()),)*
                 }
             }
 

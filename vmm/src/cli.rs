@@ -21,7 +21,7 @@ use crate::status::{self, ClientError};
 const EXIT_CODES: &str = "\
 Exit codes:
   0  done: left as asked, the guest of `run` is over, demonstration passed
-  1  failed: no such guest, a device of `run` refused, or an error while running
+  1  failed: no such guest, a device refused, a socket or an image in use, or an error while running
   2  wrong command line
   3  configuration refused; nothing was touched
   4  this host cannot be served: no Xen, no permission, no IOREQ server, no xenstored
@@ -87,7 +87,8 @@ enum Command {
     /// those of `daemon`.
     Run(RunArgs),
     /// Serve devices to any VMM, each as a vhost-user back end on a socket of
-    /// its own, until SIGTERM. Needs no Xen.
+    /// its own, until SIGTERM, SIGINT or SIGHUP. Needs no Xen. An image that is
+    /// locked is waited for, ten seconds.
     ///
     /// One front end at a time is served on a socket; when it goes away, its
     /// device is reset and the next one may connect. A front end that has this
@@ -314,7 +315,11 @@ fn status(args: StatusArgs) -> Exit {
         .unwrap_or_else(|| config.control_socket(args.domid.map(DomId)));
     let status = match status::ask(&socket) {
         Ok(status) => status,
-        Err(error @ ClientError::NoDaemon { .. }) => {
+        Err(ClientError::NoDaemon { path }) => {
+            let error = match args.domid {
+                Some(domid) => ClientError::NoRun { domid, path },
+                None => ClientError::NoDaemon { path },
+            };
             let exit = complain(&error, Exit::Absent);
             if !Host::Kernel.is_on_xen() {
                 eprintln!("xen-dm: none can run here: {}", check::remedy::NO_XEN);

@@ -99,6 +99,15 @@ fn a_guest_has_to_be_named() {
 }
 
 #[test]
+fn a_guest_that_no_run_serves_is_told_as_such() {
+    let output = xen_dm(&["status", "--domid=4711"]);
+
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(6), "{text}");
+    assert!(text.contains("no `xen-dm run` of guest 4711"), "{text}");
+}
+
+#[test]
 fn devices_in_one_place_are_a_wrong_command_line() {
     let output = xen_dm(&["run", "--domid=5", "--disk=/a,irq=40", "--disk=/b,irq=40"]);
 

@@ -7,7 +7,7 @@
 #[cfg(test)]
 mod tests;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use thiserror::Error;
@@ -223,6 +223,13 @@ impl ConfigError {
 }
 
 impl BlkConfig {
+    /// The paths that it names, by their keys.
+    pub fn paths(&self) -> impl Iterator<Item = (&'static str, &Path)> {
+        // a null disk has none
+        let path = Some(self.path.as_path()).filter(|_| self.null.is_none());
+        path.map(|path| ("path", path)).into_iter()
+    }
+
     /// A disk on `path` with everything else at its default.
     pub fn new(path: impl Into<PathBuf>) -> Self {
         BlkConfig {

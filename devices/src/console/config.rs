@@ -224,6 +224,15 @@ impl ConfigError {
 }
 
 impl ConsoleConfig {
+    /// The paths that it names, by their keys.
+    pub fn paths(&self) -> impl Iterator<Item = (&'static str, &Path)> {
+        let paths = self.path.iter().map(|path| ("path", path.as_path()));
+        let logs = self.log.iter().map(|path| ("log", path.as_path()));
+        let ports = self.port.iter().flat_map(|port| [&port.path, &port.log]);
+        let ports = ports.flatten().map(|path| ("port", path.as_path()));
+        paths.chain(logs).chain(ports)
+    }
+
     /// A console that listens on a socket, with everything else at its
     /// default.
     pub fn socket(path: impl Into<PathBuf>) -> Self {

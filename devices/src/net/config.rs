@@ -1,7 +1,7 @@
 //! What a user says about a network card, and the immutable spec it is checked
 //! into.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use thiserror::Error;
@@ -145,6 +145,11 @@ impl ConfigError {
 }
 
 impl NetConfig {
+    /// The paths that it names, by their keys.
+    pub fn paths(&self) -> impl Iterator<Item = (&'static str, &Path)> {
+        self.socket.iter().map(|path| ("socket", path.as_path()))
+    }
+
     /// A card on a tap, with everything else at its default.
     pub fn tap(name: impl Into<String>) -> Self {
         NetConfig {

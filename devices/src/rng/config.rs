@@ -1,7 +1,7 @@
 //! What a user says about a source of entropy, and the immutable spec it is
 //! checked into.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use thiserror::Error;
@@ -91,6 +91,11 @@ impl ConfigError {
 }
 
 impl RngConfig {
+    /// The paths that it names, by their keys.
+    pub fn paths(&self) -> impl Iterator<Item = (&'static str, &Path)> {
+        self.path.iter().map(|path| ("path", path.as_path()))
+    }
+
     /// Checks everything that can be checked without opening the source.
     ///
     /// # Errors

@@ -106,6 +106,11 @@ impl ConfigError {
 }
 
 impl VsockConfig {
+    /// The paths that it names, by their keys.
+    pub fn paths(&self) -> impl Iterator<Item = (&'static str, &Path)> {
+        std::iter::once(("path", self.path.as_path()))
+    }
+
     /// A device at `path`, with everything else at its default.
     pub fn new(path: impl Into<PathBuf>) -> Self {
         VsockConfig {

@@ -91,6 +91,12 @@ impl GuestSections {
                 device.clone().validate().map_err(|error| {
                     BadValue::new(["guest", guest, "virtio", entry, kind, error.key()], error)
                 })?;
+                // whoever reads the file may run anywhere
+                if let Some((key, path)) = device.paths().find(|(_, path)| !path.is_absolute()) {
+                    let message = format!("{} is no absolute path", path.display());
+                    let keys = ["guest", guest, "virtio", entry, kind, key];
+                    return Err(BadValue::new(keys, message));
+                }
             }
         }
         Ok(())
@@ -146,9 +152,11 @@ fn check_entry(entry: &str, device: &DeviceConfig) -> Result<(), String> {
     let kind = device.kind();
     match VirtioType::parse_short(entry) {
         Some(announced) if announced.0 != kind.device_type => Err(format!(
-            "{announced} is no {}, which is {}",
+            "{announced} is no {}, which is {}: device ids {} and {}, in hexadecimal in the key",
             kind.name,
-            VirtioType(kind.device_type)
+            VirtioType(kind.device_type),
+            announced.0.0,
+            kind.device_type.0,
         )),
         None if !is_plain_number(entry) && !pattern::is_pattern(entry) => Err(format!(
             "{entry:?} is neither a device's number nor a type such as device4 (hexadecimal) nor a \

@@ -411,6 +411,25 @@ fn a_control_socket_that_no_socket_can_be_at_is_refused_with_its_line() {
 }
 
 #[test]
+fn relative_paths_of_devices_are_refused() {
+    for (kind, keys, told) in [
+        ("blk", "path = \"d.img\"", "d.img"),
+        ("console", "backend = \"file\"\npath = \"c\"", "c is no"),
+        ("console", "log = \"logs/c\"", "logs/c"),
+        ("net", "socket = \"n\"\nlisten = true", "n is no"),
+        ("vsock", "path = \"run/v\"", "run/v"),
+        ("vhost-user", "socket = \"s\"\nvirtio-id = 26", "s is no"),
+    ] {
+        let text = refused(&format!("[guest.a.virtio.0.{kind}]\n{keys}\n"));
+
+        assert!(
+            text.contains(kind) && text.contains(told) && text.contains("no absolute path"),
+            "{text}"
+        );
+    }
+}
+
+#[test]
 fn a_state_directory_is_absolute_and_leaves_room_for_a_socket() {
     let long = format!("/{}", "x".repeat(100));
     for path in ["run/xen-dm", long.as_str()] {

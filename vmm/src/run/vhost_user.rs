@@ -3,6 +3,7 @@
 //! Needs no Xen and no privileges but to the devices' own files. A thread
 //! serves each socket; the calling one waits for a signal.
 
+use std::collections::HashSet;
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -14,7 +15,7 @@ use devices::registry::{DeviceSpec, OpenError};
 use devices::vhost_user::backend::{Server, ServerError};
 use devices::virtio::Device;
 use devices::virtio::worker::with_causes;
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::low_level::pipe;
 use thiserror::Error;
 
@@ -33,12 +34,18 @@ pub struct Socket {
 #[derive(Debug, PartialEq, Eq, Error)]
 pub enum PairError {
     /// Not as many of the one as of the other.
-    #[error("{sockets} times --socket and {devices} devices: each device has one socket")]
+    #[error("{sockets} --socket for {devices} --device: each device has one of its own")]
     Count {
         /// Sockets.
         sockets: usize,
         /// Devices.
         devices: usize,
+    },
+    /// Two devices on one socket.
+    #[error("{} is the socket of two devices", path.display())]
+    Twice {
+        /// The socket.
+        path: PathBuf,
     },
     /// A key that only a guest of Xen's has.
     #[error("device {number}: {key}= is for guests of Xen")]
@@ -83,6 +90,11 @@ pub fn pair(sockets: Vec<PathBuf>, devices: Vec<DeviceArgument>) -> Result<Vec<S
             devices: devices.len(),
         });
     }
+    let mut before = HashSet::new();
+    if let Some(path) = sockets.iter().find(|path| !before.insert(*path)) {
+        let path = path.clone();
+        return Err(PairError::Twice { path });
+    }
     let pairs = sockets.into_iter().zip(devices).enumerate();
     pairs
         .map(|(number, (path, argument))| {
@@ -102,21 +114,24 @@ pub fn pair(sockets: Vec<PathBuf>, devices: Vec<DeviceArgument>) -> Result<Vec<S
         .collect()
 }
 
-/// Serves all of them until SIGTERM or SIGINT, or until one fails. What is in
-/// flight is then finished, and the sockets are removed.
+/// Serves all of them until SIGTERM, SIGINT or SIGHUP, or until one fails. What
+/// is in flight is then finished, and the sockets are removed.
 ///
 /// # Errors
 /// [`ServeError`].
 pub fn serve(sockets: Vec<Socket>) -> Result<(), ServeError> {
     let (told, mut wait) = UnixStream::pair()?;
-    for signal in [SIGTERM, SIGINT] {
+    for signal in [SIGTERM, SIGINT, SIGHUP] {
         pipe::register(signal, told.try_clone()?)?;
     }
     // all or none: devices are opened before the first thread is started
-    let servers = sockets
-        .into_iter()
-        .map(open)
-        .collect::<Result<Vec<_>, _>>()?;
+    let mut servers = Vec::new();
+    for socket in sockets {
+        match open(socket, &mut wait)? {
+            Some(server) => servers.push(server),
+            None => return Ok(()),
+        }
+    }
     let stops: Vec<_> = servers
         .iter()
         .map(|(server, _)| server.stop_handle())
@@ -153,21 +168,32 @@ pub fn serve(sockets: Vec<Socket>) -> Result<(), ServeError> {
     all
 }
 
-fn open(socket: Socket) -> Result<(Server, tracing::Span), ServeError> {
+/// Opens a device and listens for it; nothing if a byte in `end` says to leave
+/// meanwhile.
+fn open(
+    socket: Socket,
+    end: &mut UnixStream,
+) -> Result<Option<(Server, tracing::Span)>, ServeError> {
     let Socket { path, device } = socket;
     let kind = device.kind().name;
     let span = tracing::info_span!("vhost-user", socket = %path.display(), device = kind);
     let server = span.in_scope(|| {
-        let device = open_device(&device).map_err(|source| ServeError::Device {
-            kind,
-            path: path.clone(),
-            source,
-        })?;
+        let opened = open_device(&device, end)?;
+        let opened = opened.map(|device| {
+            device.map_err(|source| ServeError::Device {
+                kind,
+                path: path.clone(),
+                source,
+            })
+        });
+        let Some(device) = opened.transpose()? else {
+            return Ok(None);
+        };
         let server = Server::bind(&path, device, kind)?;
         tracing::info!("listening");
-        Ok::<_, ServeError>(server)
+        Ok::<_, ServeError>(Some(server))
     })?;
-    Ok((server, span))
+    Ok(server.map(|server| (server, span)))
 }
 
 /// How long an image may stay locked.
@@ -175,8 +201,12 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Opens a device. A process that was killed holds the lock of its image until
 /// the kernel has finished what it had asked for: a write of its would
-/// otherwise come after one of ours.
-fn open_device(spec: &DeviceSpec) -> Result<Box<dyn Device>, OpenError> {
+/// otherwise come after one of ours. Nothing if a byte in `end` says to leave
+/// meanwhile.
+fn open_device(
+    spec: &DeviceSpec,
+    end: &mut UnixStream,
+) -> io::Result<Option<Result<Box<dyn Device>, OpenError>>> {
     let start = Instant::now();
     let mut told = false;
     loop {
@@ -185,9 +215,15 @@ fn open_device(spec: &DeviceSpec) -> Result<Box<dyn Device>, OpenError> {
                 if !std::mem::replace(&mut told, true) {
                     tracing::info!(%error, "waiting for it");
                 }
-                thread::sleep(Duration::from_millis(20));
+                end.set_read_timeout(Some(Duration::from_millis(20)))?;
+                let heard = end.read_exact(&mut [0]);
+                end.set_read_timeout(None)?;
+                match heard {
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                    heard => return heard.map(|()| None),
+                }
             }
-            result => return result,
+            result => return Ok(Some(result)),
         }
     }
 }
@@ -225,6 +261,29 @@ mod tests {
                 devices: 2
             }
         );
+    }
+
+    #[test]
+    fn two_devices_on_one_socket_are_refused() {
+        let error = pairs(&["/a", "/b", "/a"], &["rng", "rng", "rng"]).unwrap_err();
+
+        assert_eq!(error, PairError::Twice { path: "/a".into() });
+    }
+
+    #[test]
+    fn who_waits_for_a_locked_image_hears_that_it_is_to_leave() {
+        let dir = tempfile::tempdir().unwrap();
+        let image = dir.path().join("disk.img");
+        std::fs::write(&image, [0; 4096]).unwrap();
+        let text = format!("blk,path={}", image.display());
+        let DeviceArgument { device, .. } = text.parse().unwrap();
+        let _user = device.clone().open().unwrap();
+        let (mut told, mut end) = UnixStream::pair().unwrap();
+        told.write_all(&[0]).unwrap();
+
+        let opened = open_device(&device, &mut end).unwrap();
+
+        assert!(opened.is_none());
     }
 
     #[test]

@@ -32,6 +32,18 @@ pub enum ClientError {
         /// Where it would.
         path: PathBuf,
     },
+    /// Nobody listens for one guest.
+    #[error(
+        "no `xen-dm run` of guest {domid} listens at {}: a guest of the daemon's is told without \
+         --domid",
+        path.display()
+    )]
+    NoRun {
+        /// The guest.
+        domid: u16,
+        /// Where it would.
+        path: PathBuf,
+    },
     /// EACCES.
     #[error("{} may not be opened: run as the daemon's user, root as a rule", path.display())]
     Forbidden {

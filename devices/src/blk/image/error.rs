@@ -54,7 +54,10 @@ pub enum ImageError {
         source: io::Error,
     },
     /// It has no bytes.
-    #[error("image {path} is empty: give it a size, for example with truncate --size=8G")]
+    #[error(
+        "image {path} is empty: give it a size, for example with truncate --size=8G, or with \
+         qemu-img resize if it is qcow2"
+    )]
     Empty {
         /// The image.
         path: PathBuf,

@@ -24,15 +24,6 @@ const SECONDS_MAX: u32 = 86_400;
 /// Longest configuration space, bytes. VHOST_USER_MAX_CONFIG_SIZE
 const CONFIG_MAX: usize = 256;
 
-/// How the back end reaches data.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Memory {
-    /// It sees a pool of its own, through which everything is copied.
-    #[default]
-    Bounce,
-}
-
 /// What of a buffer reaches the guest when a request is done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -73,9 +64,6 @@ pub struct VhostUserConfig {
     /// cannot be asked for the most that it takes; it refuses what is more.
     #[serde(default = "default_queue_size")]
     pub queue_size: u16,
-    /// How the back end reaches data.
-    #[serde(default)]
-    pub memory: Memory,
     /// Bounce memory of each queue, MiB: a power of two from 1 to 1024. Bounds
     /// what is in flight at once, and what one request can have.
     #[serde(default = "default_pool")]
@@ -162,6 +150,9 @@ pub enum ConfigError {
     /// The size is out of bounds.
     #[error("config-size {0} is not from 1 to 256")]
     ConfigSize(u16),
+    /// The size of what is said already.
+    #[error("config-size {0} says nothing beside config-space: leave one of them out")]
+    ConfigTwice(u16),
     /// The bound is out of bounds.
     #[error("answer-timeout {0} is not from 1 to 86400")]
     AnswerTimeout(u32),
@@ -185,7 +176,7 @@ impl ConfigError {
             ConfigError::Pool(_) => "pool-mib",
             ConfigError::RefuseFeatures(_) => "refuse-features",
             ConfigError::ConfigSpace(_) => "config-space",
-            ConfigError::ConfigSize(_) => "config-size",
+            ConfigError::ConfigSize(_) | ConfigError::ConfigTwice(_) => "config-size",
             ConfigError::AnswerTimeout(_) => "answer-timeout",
             ConfigError::StartWait(_) => "start-wait",
             ConfigError::GiveUpAfter(_) => "give-up-after",
@@ -194,6 +185,11 @@ impl ConfigError {
 }
 
 impl VhostUserConfig {
+    /// The paths that it names, by their keys.
+    pub fn paths(&self) -> impl Iterator<Item = (&'static str, &Path)> {
+        std::iter::once(("socket", self.socket.as_path()))
+    }
+
     /// A device of type `virtio_id` behind `socket`, with everything else at
     /// its default.
     pub fn new(socket: impl Into<PathBuf>, virtio_id: u32) -> Self {
@@ -202,7 +198,6 @@ impl VhostUserConfig {
             virtio_id,
             queues: default_queues(),
             queue_size: default_queue_size(),
-            memory: Memory::default(),
             pool_mib: default_pool(),
             copy_back: CopyBack::default(),
             after_restart: AfterRestart::default(),
@@ -259,6 +254,9 @@ impl VhostUserConfig {
         if config_size.is_some_and(|size| !(1..=CONFIG_MAX).contains(&size)) {
             return Err(ConfigError::ConfigSize(self.config_size.unwrap_or(0)));
         }
+        if let (Some(size), Some(_)) = (self.config_size, &self.config_space) {
+            return Err(ConfigError::ConfigTwice(size));
+        }
         if self.start_wait > SECONDS_MAX {
             return Err(ConfigError::StartWait(self.start_wait));
         }
@@ -275,7 +273,6 @@ impl VhostUserConfig {
             device_type: DeviceType(self.virtio_id),
             queues: self.queues,
             queue_size: size,
-            memory: self.memory,
             pool: u64::from(self.pool_mib) << 20,
             copy_back: self.copy_back,
             after_restart: self.after_restart,
@@ -307,7 +304,6 @@ pub struct VhostUserSpec {
     pub(super) device_type: DeviceType,
     pub(super) queues: u16,
     pub(super) queue_size: u16,
-    pub(super) memory: Memory,
     /// Bytes of each queue's bounce memory.
     pub(super) pool: u64,
     pub(super) copy_back: CopyBack,
@@ -363,9 +359,9 @@ mod tests {
     #[test]
     fn everything_can_be_said() {
         let config: VhostUserConfig = toml::from_str(
-            "socket = \"/s\"\nvirtio-id = 2\nqueues = 4\nqueue-size = 64\nmemory = \"bounce\"\n\
+            "socket = \"/s\"\nvirtio-id = 2\nqueues = 4\nqueue-size = 64\n\
              pool-mib = 1\ncopy-back = \"whole\"\nafter-restart = \"reset\"\n\
-             refuse-features = [5, 29, 50]\nconfig-space = \"00fFa1\"\nconfig-size = 60\n\
+             refuse-features = [5, 29, 50]\nconfig-space = \"00fFa1\"\n\
              answer-timeout = 3\nstart-wait = 0\ngive-up-after = 60",
         )
         .unwrap();
@@ -374,7 +370,7 @@ mod tests {
 
         assert_eq!(spec.refused, 1 << 5 | 1 << 29 | 1 << 50);
         assert_eq!(spec.config_space, Some(vec![0, 0xff, 0xa1]));
-        assert_eq!(spec.config_size, Some(60));
+        assert_eq!(spec.config_size, None);
         assert_eq!(spec.answer_timeout, Duration::from_secs(3));
         assert_eq!(spec.start_wait, Duration::ZERO);
         assert_eq!(spec.give_up_after, Some(Duration::from_secs(60)));
@@ -411,6 +407,10 @@ mod tests {
             with(|c| c.config_space = Some("00".repeat(257))),
             with(|c| c.config_size = Some(0)),
             with(|c| c.config_size = Some(257)),
+            with(|c| {
+                c.config_space = Some("00".into());
+                c.config_size = Some(60);
+            }),
             with(|c| c.answer_timeout = 0),
             with(|c| c.start_wait = 86_401),
             with(|c| c.give_up_after = Some(86_401)),
