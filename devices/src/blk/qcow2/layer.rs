@@ -29,6 +29,11 @@ use crate::blk::request::Extent;
 use crate::blk::sys::{self, Direction, Span, Wait};
 use crate::blk::zeroes::{ZEROES, write_zeroes};
 
+/// How far behind its end a file is written to, bytes: the clusters that lie
+/// between are being written by others. Further away only hostile tables have
+/// one.
+const AHEAD: u64 = 1 << 30;
+
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Layer {
@@ -86,6 +91,21 @@ impl Layer {
         Ok(self.start_of(offset) < end)
     }
 
+    /// Refuses to write far behind the end of the file, which would leave it with
+    /// the size that somebody else wants it to have.
+    fn may_grow_to(&self, offset: u64) -> io::Result<()> {
+        let is_near = |end: u64| offset <= end.saturating_add(AHEAD);
+        if is_near(self.end.load(Ordering::Relaxed)) {
+            return Ok(());
+        }
+        let end = sys::end(&self.file, self.block_device)?;
+        self.end.store(end, Ordering::Relaxed);
+        match is_near(end) {
+            true => Ok(()),
+            false => Err(beyond(&self.path, offset)),
+        }
+    }
+
     fn start_of(&self, offset: u64) -> u64 {
         offset - offset % self.cluster
     }
@@ -102,6 +122,9 @@ impl Layer {
         flight: &InFlight<T>,
         span: Span,
     ) -> io::Result<()> {
+        if direction == Direction::Write {
+            self.may_grow_to(span.offset)?;
+        }
         let mut left = span;
         while left.len > 0 {
             let file = match &self.direct {
@@ -182,6 +205,7 @@ impl Storage for Layer {
     }
 
     unsafe fn pure_writev(&self, bufv: IoVector<'_>, mut offset: u64) -> io::Result<()> {
+        self.may_grow_to(offset)?;
         for buffer in bufv.into_inner() {
             self.file.write_all_at(&buffer, offset)?;
             offset += buffer.len() as u64;
@@ -190,6 +214,7 @@ impl Storage for Layer {
     }
 
     unsafe fn pure_write_zeroes(&self, offset: u64, length: u64) -> io::Result<()> {
+        self.may_grow_to(offset)?;
         // the file grows with it, if need be
         match fallocate(&self.file, FallocateMode::ZeroRange, false, offset, length) {
             Ok(()) => Ok(()),

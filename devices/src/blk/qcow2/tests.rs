@@ -306,6 +306,16 @@ fn word() -> impl Strategy<Value = u64> {
 }
 
 #[test]
+fn an_image_does_not_grow_to_where_a_table_says_it_ends() {
+    let folder = folder();
+
+    // a table at 5 TiB; `play` looks at how large the image is in the end
+    let opened = hostile::play(folder.path(), &[(0x4000, 0x8000_0500_0000_4000)], None);
+
+    assert!(opened);
+}
+
+#[test]
 fn an_image_that_the_library_gives_up_on_fails_every_request() {
     let folder = folder();
     let path = place(&folder, "disk", &sound());
