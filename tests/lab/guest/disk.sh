@@ -1,10 +1,10 @@
 # shellcheck shell=sh
 # What guests do with their disk.
 
-# disk_wait [NAME]: until the driver has the disk, half a minute at most.
+# disk_wait [NAME]: until the driver has the disk, two minutes at most: an emulator on a busy machine is slow.
 # shellcheck disable=SC2120 # cases give the name
 disk_wait() {
-  left=150
+  left=600
   until [ -b "/dev/${1:-vda}" ]; do
     left=$((left - 1))
     [ "$left" -gt 0 ] || fail "no /dev/${1:-vda}: $(dmesg | grep -i virtio | tail -n 1)"
