@@ -131,64 +131,45 @@ impl BlkHandler {
         frames: &[Frame],
         parsed: Vec<Result<Parsed, BadRequest>>,
     ) -> Vec<Result<Request, BadRequest>> {
-        let is_small = |parsed: &Result<Parsed, BadRequest>| {
-            use Parsed::{Discard, Ready, WriteZeroes};
-            matches!(parsed, Ok(Discard | WriteZeroes | Ready(Request::GetId)))
-        };
-        if !parsed.iter().any(is_small) {
-            // reads, writes and flushes, as nearly always
-            let ready = parsed.into_iter().map(|parsed| match parsed? {
-                Parsed::Ready(request) => Ok(request),
-                Parsed::Discard => self.limits.parse_discard(&[]),
-                Parsed::WriteZeroes => self.limits.parse_write_zeroes(&[]),
-            });
-            return ready.collect();
-        }
-        // one buffer a request, empty for most
-        let mut arrays: Vec<Vec<u8>> = frames
+        // few requests have any
+        let mut small: Vec<(usize, bool, Vec<u8>)> = frames
             .iter()
             .zip(&parsed)
-            .map(|(frame, parsed)| match parsed {
+            .enumerate()
+            .filter_map(|(index, (frame, parsed))| match parsed {
                 // at most a few hundred bytes: checked by the parser
                 Ok(Parsed::Discard | Parsed::WriteZeroes) => {
-                    vec![0; usize::try_from(total(&frame.data_out)).unwrap_or(0)]
+                    let len = usize::try_from(total(&frame.data_out)).unwrap_or(0);
+                    Some((index, false, vec![0; len]))
                 }
-                _ => Vec::new(),
+                Ok(Parsed::Ready(Request::GetId)) => Some((index, true, Vec::new())),
+                _ => None,
             })
             .collect();
-        let (mut owners, mut transfers) = (Vec::new(), Vec::new());
-        for (index, ((frame, parsed), array)) in
-            frames.iter().zip(&parsed).zip(&mut arrays).enumerate()
-        {
-            let transfer = match parsed {
-                Ok(Parsed::Discard | Parsed::WriteZeroes) => {
-                    Transfer::from_guest(frame.data_out.iter().copied(), array)
-                }
-                Ok(Parsed::Ready(Request::GetId)) => {
-                    Transfer::to_guest(frame.data_in.iter().copied(), &self.serial)
-                }
-                _ => continue,
-            };
-            owners.push(index);
-            transfers.push(transfer);
-        }
+        let mut transfers: Vec<_> = small
+            .iter_mut()
+            .filter_map(|(index, is_id, array)| {
+                let frame = frames.get(*index)?;
+                Some(match is_id {
+                    true => Transfer::to_guest(frame.data_in.iter().copied(), &self.serial),
+                    false => Transfer::from_guest(frame.data_out.iter().copied(), array),
+                })
+            })
+            .collect();
         if !transfers.is_empty() {
             queue.dma().transfer(&mut transfers);
         }
-        let mut failed: Vec<(usize, Fault)> = owners
-            .into_iter()
-            .zip(transfers)
-            .filter_map(|(index, transfer)| Some((index, transfer.result.err()?)))
-            .rev()
-            .collect();
+        let faults: Vec<_> = transfers.into_iter().map(|t| t.result.err()).collect();
+        let mut fetched = small.into_iter().zip(faults).peekable();
         parsed
             .into_iter()
-            .zip(arrays)
             .enumerate()
-            .map(|(index, (parsed, array))| {
-                if let Some((_, fault)) = failed.pop_if(|(owner, _)| *owner == index) {
-                    return Err(unreachable(fault));
-                }
+            .map(|(index, parsed)| {
+                let array = match fetched.next_if(|((owner, ..), _)| *owner == index) {
+                    Some((_, Some(fault))) => return Err(unreachable(fault)),
+                    Some(((.., array), None)) => array,
+                    None => Vec::new(),
+                };
                 match parsed? {
                     Parsed::Ready(request) => Ok(request),
                     Parsed::Discard => self.limits.parse_discard(&array),

@@ -1,8 +1,9 @@
 //! The worker: one thread that owns one queue.
 //!
-//! It looks at the ring for a little while, then sleeps until the doorbell rings,
-//! the handler has something to complete, or it is told to stop. Stopping is asked for and answered by a message, so
-//! that the thread which answers register accesses never waits.
+//! It looks at the ring for a little while, then sleeps until the doorbell
+//! rings, the handler has something to complete, or it is told to stop. Stopping
+//! is asked for and answered by a message, so that the thread which answers
+//! register accesses never waits.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
