@@ -146,7 +146,8 @@ impl Connection<'_> {
                 self.start(queue, wish)?;
             }
         }
-        if self.shared.state().expected.is_empty() {
+        if self.shared.state().expected.is_empty() && !self.lanes.is_empty() {
+            self.peer.settle(&end)?;
             for (queue, lane) in std::mem::take(&mut self.lanes) {
                 if let Some((_, mailbox)) = self.rings.get(&queue) {
                     mailbox.post(Mail::Lane(lane));

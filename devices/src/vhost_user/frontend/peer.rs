@@ -303,6 +303,19 @@ impl Peer {
         self.tell(request!(SET_VRING_KICK), &index, &[kick], until)
     }
 
+    /// Waits until it has taken all that it was told.
+    ///
+    /// rust-vmm's back ends drop a kick of a ring that is not enabled yet, and
+    /// vhost-device-rng 0.1.0 does not acknowledge that it is: a first kick on
+    /// the heels of the message was lost, and the guest waited for ever.
+    pub(super) fn settle(&self, until: &Until<'_>) -> Result<(), SessionError> {
+        if !self.protocol.contains(Protocol::REPLY_ACK) {
+            // every back end answers it, in the order of messages
+            self.features(until)?;
+        }
+        Ok(())
+    }
+
     /// Lets a ring move data, or not. Without protocol features rings always do.
     pub(super) fn enable_ring(
         &self,

@@ -7,7 +7,7 @@ use swiotlb::Dma;
 use vhost::vhost_user::message::FrontendReq;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::partner::{Character, Partner};
+use super::partner::{Character, PROTOCOL, Partner};
 use super::{GUEST, Rig, config, eventually};
 use crate::testing::{DriverRing, GuestRam, Line};
 use crate::vhost_user::frontend::config::AfterRestart;
@@ -75,6 +75,25 @@ fn a_back_end_that_comes_late_is_waited_for() {
 
     assert_eq!((before, room), (0, 0));
     assert_eq!(device.features(), 1 << 5);
+}
+
+#[test]
+fn no_worker_kicks_a_ring_that_is_not_enabled_yet() {
+    let partner = Partner::with(Character {
+        protocol: PROTOCOL & !(1 << 3), // acknowledges nothing
+        left_lying: Some(FrontendReq::SET_VRING_ENABLE),
+        ..Character::default()
+    });
+    let mut device = open(config(partner.socket()));
+    let handler = device.start_queue(0, VERSION_1).unwrap();
+
+    partner.wait_for(FrontendReq::SET_VRING_KICK);
+    let at_once = crate::testing::readable(handler.event().unwrap(), Duration::from_millis(200));
+    partner.change(|character| character.left_lying = None);
+    let then = crate::testing::readable(handler.event().unwrap(), super::PATIENCE);
+
+    assert_eq!((at_once, then), (false, true));
+    assert_eq!(partner.bodies(FrontendReq::SET_VRING_ENABLE).len(), 1);
 }
 
 struct Provider(GuestRam);

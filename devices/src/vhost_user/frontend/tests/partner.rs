@@ -41,6 +41,8 @@ pub struct Character {
     pub exact: bool,
     /// Bytes in place of the answer to a request; none: no answer at all.
     pub instead: Option<(FrontendReq, Vec<u8>)>,
+    /// A message that it leaves lying for now.
+    pub left_lying: Option<FrontendReq>,
 }
 
 impl Default for Character {
@@ -52,6 +54,7 @@ impl Default for Character {
             config: vec![7; 60],
             exact: false,
             instead: None,
+            left_lying: None,
         }
     }
 }
@@ -340,6 +343,10 @@ fn serve(mut stream: UnixStream, character: &Mutex<Character>, seen: &Mutex<Seen
         };
     }
     while let Some((flags, said)) = receive(&stream) {
+        eventually("a message is taken up", || {
+            let lying = character.lock().unwrap().left_lying;
+            lying.is_none_or(|request| request as u32 != said.code)
+        });
         let answer = {
             let character = character.lock().unwrap();
             match &character.instead {
