@@ -1,8 +1,11 @@
-/* stream ADDRESS MIB [COUNT]: COUNT connections (one), each in a process of its own; over each MIB MiB of noise go
+/* stream ADDRESS MIB [COUNT [whole]]: COUNT connections (one), each in a process of its own; over each MIB MiB of noise go
  * both ways at once, and each side ends its direction when it has sent everything.
  * ADDRESS is vsock:CID:PORT, vsock-listen:PORT, tcp:IP:PORT, tcp-listen:PORT, unix-listen:PATH, or host:PATH:PORT (the
  * guest's PORT, asked for at the unix socket PATH). "listening" is said once others can connect.
  * What has no end that the other side would see is file:PATH (a port of a console) and unix:PATH (its socket in dom0).
+ * With "whole" no direction is ended before the other, and no write is above 16 KiB: for vsock's peers that know no
+ * half-closed connections, drop packets whose payload Linux gives in more than one piece, and reset a connection that
+ * is spoken on from the host before its answer has reached the guest: who connects says the first byte.
  * Says "sent SUM", "received SUM" for each connection and "took SECONDS"; ends with status 1 where one fails. */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -23,9 +26,12 @@
 
 #define CHUNK 8192 /* words */
 
+#define SMALL 16384 /* bytes that are one piece in any packet */
+
 static uint64_t words; /* of each direction */
 static uint64_t chunk[CHUNK];
 static bool endless; /* neither side ends its direction */
+static bool whole;   /* both sides say when everything has come */
 
 static double now(void) {
 	struct timespec time;
@@ -50,7 +56,8 @@ static void send_noise(int fd) {
 			sum = mix(sum, state);
 		}
 		for (size_t at = 0, len = count * 8; at < len;) {
-			ssize_t sent = write(fd, (char *)chunk + at, len - at);
+			size_t size = whole && len - at > SMALL ? SMALL : len - at;
+			ssize_t sent = write(fd, (char *)chunk + at, size);
 			if (sent <= 0)
 				err(1, "write");
 			at += (size_t)sent;
@@ -66,7 +73,12 @@ static void receive_noise(int fd) {
 	uint64_t sum = 0, count = 0;
 	size_t have = 0;
 	ssize_t got = 0;
-	while (!(endless && count == words) && (got = read(fd, (char *)chunk + have, sizeof chunk - have)) > 0) {
+	size_t room = sizeof chunk;
+	while (!(endless && count == words)) {
+		if (endless && (words - count) * 8 < sizeof chunk)
+			room = (size_t)(words - count) * 8; /* not what follows */
+		if ((got = read(fd, (char *)chunk + have, room - have)) <= 0)
+			break;
 		have += (size_t)got;
 		for (size_t i = 0; i < have / 8; i++)
 			sum = mix(sum, chunk[i]);
@@ -82,8 +94,11 @@ static void receive_noise(int fd) {
 }
 
 /* both directions, in a process each */
-static void exchange(int fd) {
+static void exchange(int fd, bool caller) {
+	char byte = 0;
 	int status;
+	if (whole && (caller ? write(fd, &byte, 1) : read(fd, &byte, 1)) != 1)
+		err(1, "the first byte");
 	pid_t child = fork();
 	if (child < 0)
 		err(1, "fork");
@@ -94,6 +109,8 @@ static void exchange(int fd) {
 	receive_noise(fd);
 	if (waitpid(child, &status, 0) < 0 || status)
 		exit(1);
+	if (whole && (write(fd, &byte, 1) != 1 || read(fd, &byte, 1) != 1))
+		err(1, "the last byte");
 }
 
 static struct sockaddr_un unix_address(const char *path) {
@@ -186,8 +203,8 @@ int main(int argc, char **argv) {
 	char path[108];
 	unsigned cid, port;
 	int listener = -1, status, failed = 0;
-	if (argc != 3 && argc != 4)
-		errx(2, "usage: stream ADDRESS MIB [COUNT]");
+	if (argc < 3 || argc > 5)
+		errx(2, "usage: stream ADDRESS MIB [COUNT [whole]]");
 	unsigned long count = argc > 3 ? strtoul(argv[3], NULL, 10) : 1;
 	words = strtoull(argv[2], NULL, 10) << 17;
 	setvbuf(stdout, NULL, _IOLBF, 0);
@@ -197,7 +214,8 @@ int main(int argc, char **argv) {
 		listener = listen_vsock(port);
 	else if (sscanf(argv[1], "tcp-listen:%u", &port) == 1)
 		listener = listen_tcp(port);
-	endless = !strncmp(argv[1], "file:", 5) || !strncmp(argv[1], "unix:", 5);
+	whole = argc > 4 && !strcmp(argv[4], "whole");
+	endless = whole || !strncmp(argv[1], "file:", 5) || !strncmp(argv[1], "unix:", 5);
 
 	double began = now();
 	for (unsigned long i = 0; i < count; i++) {
@@ -224,7 +242,7 @@ int main(int argc, char **argv) {
 				fd = connect_unix(argv[1] + 5);
 			else
 				errx(2, "%s is no address", argv[1]);
-			exchange(fd);
+			exchange(fd, listener < 0);
 			exit(0);
 		}
 		if (fd >= 0)
