@@ -81,13 +81,20 @@ pub trait Device: Send {
 
     /// The device is put behind registers, once. `notifier` is for what it tells
     /// its driver outside of its queues' workers; `attention` is rung when
-    /// [`Device::is_ready`] has changed.
+    /// [`Device::is_ready`] or [`Device::is_settled`] has changed.
     fn attach(&mut self, _notifier: &Arc<Notifier>, _attention: EventFd) {}
 
     /// Whether the device knows what it offers. Until it does, a driver's first
     /// word is not answered, for which the device sets itself a bound; then it
     /// stays so.
     fn is_ready(&self) -> bool {
+        true
+    }
+
+    /// Whether what was written to the configuration space has become of it what
+    /// will. Until then the write is not answered, for which the device sets
+    /// itself a bound.
+    fn is_settled(&self) -> bool {
         true
     }
 

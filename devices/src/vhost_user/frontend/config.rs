@@ -13,6 +13,8 @@ use crate::virtio::DeviceType;
 
 /// Highest virtio device id that a driver can name.
 const ID_MAX: u32 = 63;
+/// The id of input devices. virtio 1.3 §5.8
+const INPUT: u32 = 18;
 /// Most queues: the protocol has eight bits for their number.
 const QUEUES_MAX: u16 = 128;
 /// Largest queue.
@@ -47,6 +49,17 @@ pub enum AfterRestart {
     /// was a request with data for it, the device needs a reset: for devices
     /// whose requests must not be done twice.
     Reset,
+}
+
+/// What a back end is told when the driver writes to its configuration space.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ConfigWrites {
+    /// The bytes that were written.
+    Changed,
+    /// All of the space, with these bytes in it: for back ends of a space that
+    /// shows what was chosen in it, as an input device's does.
+    Whole,
 }
 
 /// A device behind a vhost-user back end, as its user describes it.
@@ -88,6 +101,11 @@ pub struct VhostUserConfig {
     /// 256. Without it as many as it gives.
     #[serde(default)]
     pub config_size: Option<u16>,
+    /// What the back end is told of a driver's writes to the configuration
+    /// space. Without it the changed bytes, and all of an input device's
+    /// (virtio-id 18), as QEMU does.
+    #[serde(default)]
+    pub config_writes: Option<ConfigWrites>,
     /// How long the back end may take to answer a message before it is taken
     /// for hung, seconds: 1 to 86400.
     #[serde(default = "default_answer_timeout")]
@@ -204,6 +222,7 @@ impl VhostUserConfig {
             refuse_features: Vec::new(),
             config_space: None,
             config_size: None,
+            config_writes: None,
             answer_timeout: default_answer_timeout(),
             start_wait: default_start_wait(),
             give_up_after: None,
@@ -278,6 +297,10 @@ impl VhostUserConfig {
             after_restart: self.after_restart,
             refused,
             config_size,
+            config_writes: self.config_writes.unwrap_or(match self.virtio_id {
+                INPUT => ConfigWrites::Whole,
+                _ => ConfigWrites::Changed,
+            }),
         })
     }
 }
@@ -312,6 +335,7 @@ pub struct VhostUserSpec {
     pub(super) refused: u64,
     pub(super) config_space: Option<Vec<u8>>,
     pub(super) config_size: Option<usize>,
+    pub(super) config_writes: ConfigWrites,
     pub(super) answer_timeout: Duration,
     pub(super) start_wait: Duration,
     pub(super) give_up_after: Option<Duration>,
@@ -354,6 +378,7 @@ mod tests {
             (1, 128, 16 << 20)
         );
         assert_eq!((spec.refused, spec.config_space), (0, None));
+        assert_eq!(spec.config_writes, ConfigWrites::Changed);
     }
 
     #[test]
@@ -362,6 +387,7 @@ mod tests {
             "socket = \"/s\"\nvirtio-id = 2\nqueues = 4\nqueue-size = 64\n\
              pool-mib = 1\ncopy-back = \"whole\"\nafter-restart = \"reset\"\n\
              refuse-features = [5, 29, 50]\nconfig-space = \"00fFa1\"\n\
+             config-writes = \"whole\"\n\
              answer-timeout = 3\nstart-wait = 0\ngive-up-after = 60",
         )
         .unwrap();
@@ -371,6 +397,7 @@ mod tests {
         assert_eq!(spec.refused, 1 << 5 | 1 << 29 | 1 << 50);
         assert_eq!(spec.config_space, Some(vec![0, 0xff, 0xa1]));
         assert_eq!(spec.config_size, None);
+        assert_eq!(spec.config_writes, ConfigWrites::Whole);
         assert_eq!(spec.answer_timeout, Duration::from_secs(3));
         assert_eq!(spec.start_wait, Duration::ZERO);
         assert_eq!(spec.give_up_after, Some(Duration::from_secs(60)));

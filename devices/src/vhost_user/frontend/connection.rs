@@ -7,6 +7,7 @@ use std::sync::Arc;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 
+use super::config::ConfigWrites;
 use super::error::SessionError;
 use super::features;
 use super::greeting::read_config;
@@ -140,6 +141,7 @@ impl Connection<'_> {
         if self.writes != writes {
             self.writes = writes;
             self.write_config(&written)?;
+            self.shared.note_passed(writes);
         }
         for (queue, wish) in wishes {
             if !self.rings.contains_key(&queue) {
@@ -186,6 +188,13 @@ impl Connection<'_> {
 
     fn tell_config(&self, written: &BTreeMap<u8, u8>) -> Result<(), SessionError> {
         let end = until(&self.shared.quit);
+        if self.shared.spec.config_writes == ConfigWrites::Whole {
+            let mut space = self.known.config.clone();
+            for (byte, at) in space.iter_mut().zip(0..) {
+                *byte = *written.get(&at).unwrap_or(byte);
+            }
+            return self.peer.set_config(0, &space, &end);
+        }
         let mut written = written.iter().peekable();
         while let Some((start, first)) = written.next() {
             let (mut last, mut bytes) = (*start, vec![*first]);

@@ -188,6 +188,10 @@ impl Device for VhostUserDevice {
         self.shared.is_ready()
     }
 
+    fn is_settled(&self) -> bool {
+        self.shared.is_settled()
+    }
+
     fn stopping(&mut self, index: u16) {
         self.shared.let_go(index);
     }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use vhost::vhost_user::VhostUserProtocolFeatures as Protocol;
 
+use super::config::ConfigWrites;
 use super::connection::Connection;
 use super::error::SessionError;
 use super::features;
@@ -59,7 +60,9 @@ pub(super) fn connect(shared: &Shared) -> Result<Connection<'_>, SessionError> {
                 return Err(SessionError::Features { offered, missing });
             }
         }
-        if let Some(before) = &state.known {
+        if let Some(before) = &state.known
+            && spec.config_writes == ConfigWrites::Changed
+        {
             compare(&before.config, &known.config, &state.written)?;
         }
     }
@@ -68,6 +71,7 @@ pub(super) fn connect(shared: &Shared) -> Result<Connection<'_>, SessionError> {
     let writes = state
         .writes
         .wrapping_sub(u64::from(!state.written.is_empty()));
+    state.passed = writes;
     state.known = Some(known.clone());
     drop(state);
     Ok(Connection {

@@ -7,7 +7,6 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -108,6 +107,9 @@ pub(super) struct State {
     pub written: BTreeMap<u8, u8>,
     /// How often it has.
     pub writes: u64,
+    /// How many of these the back end has taken, or there is nobody to take
+    /// them.
+    pub passed: u64,
     /// Back ends that have left when they were told of it, one after the other.
     pub left_over_writes: u32,
     /// Of the back end, once it was there.
@@ -132,7 +134,6 @@ pub(super) struct Shared {
     pub notifier: OnceLock<Arc<Notifier>>,
     /// Of the transport, once there is one.
     attention: OnceLock<EventFd>,
-    told_ready: AtomicBool,
     /// Since when the back end is wanted.
     begun: Instant,
 }
@@ -148,7 +149,6 @@ impl Shared {
             quit: Bell::new()?,
             notifier: OnceLock::new(),
             attention: OnceLock::new(),
-            told_ready: AtomicBool::new(false),
             begun: Instant::now(),
         })
     }
@@ -164,6 +164,20 @@ impl Shared {
     /// said so, or it has been waited for long enough.
     pub(super) fn is_ready(&self) -> bool {
         self.state().known.is_some() || self.begun.elapsed() >= self.spec.start_wait
+    }
+
+    /// Whether the back end has taken what the driver has written to the
+    /// configuration space. Nobody waits for one that is not there, or has not
+    /// answered in its time.
+    pub(super) fn is_settled(&self) -> bool {
+        let state = self.state();
+        !state.connected || state.passed == state.writes
+    }
+
+    /// The back end has taken the first `writes` writes.
+    pub(super) fn note_passed(&self, writes: u64) {
+        self.state().passed = writes;
+        self.attend();
     }
 
     pub(super) fn state(&self) -> MutexGuard<'_, State> {
@@ -238,6 +252,7 @@ impl Shared {
         state.resets += 1;
         state.is_blocked = false;
         state.written.clear();
+        state.passed = state.writes;
         state.expected.clear();
         drop(state);
         self.bell.ring();
@@ -266,18 +281,14 @@ impl Shared {
         state.tried = Some(outcome.map_err(Arc::new));
         drop(state);
         self.tried.notify_all();
-        self.tell_ready();
+        self.attend();
     }
 
-    /// A driver may be waiting; once it need not, it is told for the last time.
-    fn tell_ready(&self) {
+    /// A driver may be waiting for what has just changed.
+    fn attend(&self) {
         let Some(attention) = self.attention.get() else {
             return;
         };
-        let is_ready = self.is_ready();
-        if self.told_ready.swap(is_ready, Ordering::SeqCst) {
-            return;
-        }
         if let Err(error) = attention.write(1) {
             tracing::error!(%error, "a waiting driver cannot be told");
         }

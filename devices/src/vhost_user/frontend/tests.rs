@@ -1,6 +1,7 @@
 //! The front end before back ends of which each word and each byte in the
 //! shadow ring is the test's.
 
+mod config_space;
 mod hostile;
 mod life;
 mod messages;
@@ -11,12 +12,16 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use swiotlb::Dma;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::{VhostUserConfig, VhostUserDevice};
 use crate::testing::{Buffer, DriverRing, GuestRam, Line, readable};
 use crate::virtio::features::{RING_EVENT_IDX, RING_INDIRECT_DESC, VERSION_1};
-use crate::virtio::{ActiveQueue, Chain, Device, Notifier, QueueError, QueueHandler};
+use crate::virtio::{
+    ActiveQueue, Chain, Device, DeviceError, DmaProvider, Notifier, QueueError, QueueHandler,
+    Transport, TransportOptions,
+};
 use partner::Partner;
 
 /// Longest wait for anything.
@@ -40,6 +45,33 @@ fn eventually(what: &str, mut so: impl FnMut() -> bool) {
         assert!(Instant::now() < end, "{what} did not come about");
         std::thread::sleep(Duration::from_millis(1));
     }
+}
+
+struct Provider(GuestRam);
+
+impl DmaProvider for Provider {
+    fn open(&self) -> Result<Dma, DeviceError> {
+        Ok(self.0.dma())
+    }
+}
+
+/// A device behind its registers, and what rings when a driver that waits is to
+/// be looked after.
+fn registers(config: VhostUserConfig) -> (Transport, EventFd) {
+    let device = VhostUserDevice::open(config.validate().unwrap()).unwrap();
+    let event = EventFd::new(EFD_NONBLOCK).unwrap();
+    let options = TransportOptions {
+        label: "test".into(),
+        access_platform: false,
+    };
+    let transport = Transport::new(
+        Box::new(device),
+        options,
+        Arc::new(Line::default()),
+        Arc::new(Provider(GuestRam::new(16))),
+        event.try_clone().unwrap(),
+    );
+    (transport.unwrap(), event)
 }
 
 /// A guest, its device and the back end.

@@ -80,8 +80,7 @@ impl Transport {
     /// Writes `size` bytes at `offset` into the device's window.
     pub fn write(&mut self, offset: u64, size: u8, value: u64) -> Answer {
         if offset >= register::CONFIG {
-            self.write_config(offset - register::CONFIG, size, value);
-            return Answer::Now;
+            return self.write_config(offset - register::CONFIG, size, value);
         }
         match (Register::at(offset), size, u32::try_from(value)) {
             (Some(register), 4, Ok(value)) => self.write_register(register, value),
@@ -92,14 +91,16 @@ impl Transport {
         }
     }
 
-    fn write_config(&mut self, offset: u64, size: u8, value: u64) {
+    fn write_config(&mut self, offset: u64, size: u8, value: u64) -> Answer {
         let bytes = value.to_le_bytes();
         let written = match bytes.get(..usize::from(size)) {
             Some(data) if is_natural(offset, size) => self.device.write_config(offset, data),
             _ => false,
         };
-        if !written {
-            self.malformed += 1;
+        match (written, self.device.is_settled()) {
+            (true, true) => Answer::Now,
+            (true, false) => Answer::Later,
+            (false, _) => self.ignore(),
         }
     }
 

@@ -25,6 +25,9 @@
 //! A device that does not know yet what it offers, because another process says
 //! so, has its driver wait the same way with its first write to STATUS.
 //!
+//! And so does one that writes to a configuration space which another process
+//! keeps: its next read is of what has become of that.
+//!
 //! A queue that breaks sets DEVICE_NEEDS_RESET in any state. An access that
 //! makes no sense is counted and ignored; reads then return 0.
 
@@ -52,7 +55,8 @@ pub use register::{Register, read_empty_slot};
 pub enum Answer {
     /// Answer the guest.
     Now,
-    /// Answer it once [`Transport::collect`] says so: queues are being stopped.
+    /// Answer it once [`Transport::collect`] says so: queues are being stopped,
+    /// or another process has to take it first.
     Later,
 }
 
@@ -340,7 +344,7 @@ impl Transport {
     }
 
     /// Takes back the queues that workers have given back. True when nothing is
-    /// being stopped any more: every write that was answered with
+    /// being stopped or waited for any more: every write that was answered with
     /// [`Answer::Later`] is to be answered to the guest now.
     pub fn collect(&mut self) -> bool {
         for lost in self.queues.collect() {
@@ -358,7 +362,7 @@ impl Transport {
         {
             return false;
         }
-        !self.queues.any_stopping()
+        !self.queues.any_stopping() && self.device.is_settled()
     }
 }
 

@@ -1,20 +1,18 @@
 //! Back ends that come late, go away, hang, and come back as another device.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use swiotlb::Dma;
 use vhost::vhost_user::message::FrontendReq;
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::EventFd;
 
 use super::partner::{Character, PROTOCOL, Partner};
-use super::{GUEST, Rig, config, eventually};
-use crate::testing::{DriverRing, GuestRam, Line};
+use super::{GUEST, Rig, config, eventually, registers};
+use crate::testing::{DriverRing, GuestRam};
 use crate::vhost_user::frontend::config::AfterRestart;
 use crate::vhost_user::frontend::{VhostUserConfig, VhostUserDevice};
 use crate::virtio::features::VERSION_1;
 use crate::virtio::mmio::Answer;
-use crate::virtio::{Device, DeviceError, DmaProvider, Transport, TransportOptions};
+use crate::virtio::{Device, Transport};
 
 fn open(config: VhostUserConfig) -> VhostUserDevice {
     VhostUserDevice::open(config.validate().unwrap()).unwrap()
@@ -96,33 +94,12 @@ fn no_worker_kicks_a_ring_that_is_not_enabled_yet() {
     assert_eq!(partner.bodies(FrontendReq::SET_VRING_ENABLE).len(), 1);
 }
 
-struct Provider(GuestRam);
-
-impl DmaProvider for Provider {
-    fn open(&self) -> Result<Dma, DeviceError> {
-        Ok(self.0.dma())
-    }
-}
-
 /// The registers of a device in front of a back end that is not there.
 fn waiting(partner: &Partner, start_wait: u32) -> (Transport, EventFd) {
-    let device = open(VhostUserConfig {
+    registers(VhostUserConfig {
         start_wait,
         ..config(partner.socket())
-    });
-    let event = EventFd::new(EFD_NONBLOCK).unwrap();
-    let options = TransportOptions {
-        label: "test".into(),
-        access_platform: false,
-    };
-    let transport = Transport::new(
-        Box::new(device),
-        options,
-        Arc::new(Line::default()),
-        Arc::new(Provider(GuestRam::new(16))),
-        event.try_clone().unwrap(),
-    );
-    (transport.unwrap(), event)
+    })
 }
 
 const STATUS: u64 = 0x70;
@@ -363,38 +340,4 @@ fn a_guest_is_told_of_a_back_end_that_stays_away_where_that_is_wanted() {
     rig.partner.die();
 
     eventually("the guest is told", || rig.notifier.needs_reset());
-}
-
-#[test]
-fn a_changed_configuration_space_is_read_again_and_told() {
-    let rig = Rig::new();
-    rig.partner.change(|character| character.config[0] = 99);
-
-    rig.partner.tell_config_change();
-    eventually("the guest is told", || rig.notifier.status() == 2);
-
-    let mut space = [0; 2];
-    rig.device.read_config(0, &mut space);
-    assert_eq!((space, rig.notifier.generation()), ([99, 7], 1));
-    assert!(!rig.notifier.needs_reset());
-}
-
-#[test]
-fn what_a_driver_writes_reaches_this_back_end_and_the_next() {
-    let mut rig = Rig::new();
-
-    let written = rig.device.write_config(4, &[1, 2]);
-    let beyond = rig.device.write_config(255, &[1, 2]);
-    rig.partner.wait_for(FrontendReq::SET_CONFIG);
-    let body = rig.partner.bodies(FrontendReq::SET_CONFIG).remove(0);
-    rig.partner.die();
-    rig.partner.wait_for(FrontendReq::SET_CONFIG);
-    let again = rig.partner.bodies(FrontendReq::SET_CONFIG).remove(0);
-
-    let mut space = [0; 3];
-    rig.device.read_config(4, &mut space);
-    assert_eq!((written, beyond), (true, false));
-    assert_eq!(body, [4, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 1, 2]);
-    assert_eq!((again, space), (body, [1, 2, 7]));
-    assert!(!rig.notifier.needs_reset());
 }
