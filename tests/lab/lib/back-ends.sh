@@ -10,6 +10,10 @@ declare -A BACK_ENDS=(
   [vhost-device-console]=0.1.0
   [vhost-device-sound]=0.3.0
 )
+# Those that are tried on real Xen alone: they need what its dom0's kernel simulates.
+declare -A LAB_BACK_ENDS=(
+  [vhost-device-input]=0.1.0
+)
 BACK_END_PACKAGES=(qemu-system-common libcap-ng-dev libseccomp-dev gcc libc6-dev) # what the first brings; what virtiofsd links
 
 back_end_options() { # NAME: what cargo is to be told beside its version
@@ -34,7 +38,7 @@ build_back_end() { # NAME VERSION
 
 # need_lab_back_ends [NAME…]: sets BACK_END_ARCHIVES, cpio archives for dom0's root with /lab/back-ends/NAME.
 need_lab_back_ends() {
-  local name
+  local name version
   BACK_END_ARCHIVES=()
   [ $# = 0 ] || need_rust_aarch64
   for name; do
@@ -42,9 +46,10 @@ need_lab_back_ends() {
       artefact "$name-aarch64" "$(content_key "$LAB_SUITE" "${STORAGE_DAEMON_PACKAGES[*]}" \
         "$(declare -f fetch_storage_daemon copy_with_libraries cpio_of)")" "15 MB to download" fetch_storage_daemon
     else
-      artefact "$name-aarch64" "$(content_key "${BACK_ENDS[$name]}" "${RUST_AARCH64_ENV[@]}" \
+      version=${BACK_ENDS[$name]:-${LAB_BACK_ENDS[$name]}}
+      artefact "$name-aarch64" "$(content_key "$version" "${RUST_AARCH64_ENV[@]}" \
         "$(declare -f build_lab_back_end back_end_options fetch_static_libraries)")" "one to two minutes" \
-        build_lab_back_end "$name" "${BACK_ENDS[$name]}" "${RUST_AARCH64_ENV[@]}"
+        build_lab_back_end "$name" "$version" "${RUST_AARCH64_ENV[@]}"
     fi
     BACK_END_ARCHIVES+=("$ARTEFACT/archive.cpio")
   done
