@@ -13,7 +13,9 @@ declare -A BACK_ENDS=(
 # Those that are tried on real Xen alone: they need what its dom0's kernel simulates.
 declare -A LAB_BACK_ENDS=(
   [vhost-device-input]=0.1.0
+  [vhost-device-gpio]=0.1.0
 )
+GPIO_HOST_PACKAGES=(pkg-config libclang1-14 libclang-common-14-dev) # its bindings are made when it is built
 BACK_END_PACKAGES=(qemu-system-common libcap-ng-dev libseccomp-dev gcc libc6-dev) # what the first brings; what virtiofsd links
 
 back_end_options() { # NAME: what cargo is to be told beside its version
@@ -46,6 +48,7 @@ need_lab_back_ends() {
       artefact "$name-aarch64" "$(content_key "$LAB_SUITE" "${STORAGE_DAEMON_PACKAGES[*]}" \
         "$(declare -f fetch_storage_daemon copy_with_libraries cpio_of)")" "15 MB to download" fetch_storage_daemon
     else
+      [ "$name" != vhost-device-gpio ] || host_need "${GPIO_HOST_PACKAGES[@]}"
       version=${BACK_ENDS[$name]:-${LAB_BACK_ENDS[$name]}}
       artefact "$name-aarch64" "$(content_key "$version" "${RUST_AARCH64_ENV[@]}" \
         "$(declare -f build_lab_back_end back_end_options fetch_static_libraries)")" "one to two minutes" \
@@ -56,30 +59,43 @@ need_lab_back_ends() {
 }
 
 build_lab_back_end() { # NAME VERSION SETTING…
-  local name=$1 version=$2 settings
+  local name=$1 version=$2 settings libraries
   shift 2
   settings=("$@" CARGO_PROFILE_RELEASE_DEBUG=0 "CARGO_TARGET_DIR=$BACK_END_TARGET-aarch64")
-  if [ "$name" = virtiofsd ]; then
-    fetch_static_libraries
-    settings+=(LIBSECCOMP_LINK_TYPE=static "LIBSECCOMP_LIB_PATH=$PWD/libraries"
-      LIBCAPNG_LINK_TYPE=static "LIBCAPNG_LIB_PATH=$PWD/libraries")
-  fi
+  case $name in
+  virtiofsd)
+    fetch_static_libraries libseccomp-dev libcap-ng-dev
+    settings+=(LIBSECCOMP_LINK_TYPE=static "LIBSECCOMP_LIB_PATH=$libraries"
+      LIBCAPNG_LINK_TYPE=static "LIBCAPNG_LIB_PATH=$libraries")
+    ;;
+  vhost-device-gpio)
+    fetch_static_libraries libgpiod-dev
+    settings+=(PKG_CONFIG_ALLOW_CROSS=1 "PKG_CONFIG_SYSROOT_DIR=$PWD/packages"
+      "PKG_CONFIG_LIBDIR_aarch64_unknown_linux_gnu=$libraries/pkgconfig"
+      "BINDGEN_EXTRA_CLANG_ARGS_aarch64_unknown_linux_gnu=-I$PWD/packages/usr/include -I/usr/aarch64-linux-gnu/include")
+    ;;
+  esac
   # shellcheck disable=SC2046 # no word or one
   env "${settings[@]}" cargo install --locked --root . $(back_end_options "$name") "$name@$version"
   mkdir -p root/lab/back-ends
   "${CROSS}strip" -o "root/lab/back-ends/$name" "bin/$name"
   cpio_of root >archive.cpio
-  rm -rf bin root libraries
+  rm -rf bin root packages
 }
 
-fetch_static_libraries() { # of the release whose C library the linker has
-  local release
+# fetch_static_libraries PACKAGE…: into packages, of the release whose C library the linker has, or of what was brought
+# to it from later ones; sets libraries to where they are.
+fetch_static_libraries() {
+  local release package newest=()
   release=$(. /etc/os-release && echo "$VERSION_CODENAME")
-  apt_state back-ends arm64 "deb $(debian_mirror Debian) $release main"
-  fetch_packages back-ends packages libseccomp-dev libcap-ng-dev
-  mkdir libraries
-  find packages -name '*.a' -exec cp {} libraries/ ';'
-  rm -rf packages
+  apt_state back-ends arm64 "deb $(debian_mirror Debian) $release main" \
+    "deb $(debian_mirror Debian) $release-backports main"
+  for package; do
+    newest+=("$package=$(apt_in back-ends apt-cache madison "$package" | awk '{ print $3; exit }')")
+  done
+  fetch_packages back-ends packages "${newest[@]}"
+  find packages -name '*.so*' -delete
+  libraries=$PWD/packages/usr/lib/aarch64-linux-gnu
 }
 
 STORAGE_DAEMON_PACKAGES=(qemu-utils libaio1t64 libfuse3-4 libglib2.0-0t64 libgmp10 libgnutls30t64 libhogweed6t64
