@@ -13,7 +13,7 @@ use super::control::Control;
 use super::features as net;
 use super::port::{OpenError, Port, Wire};
 use super::receive::Receive;
-use super::stats::{NetStatsSnapshot, Stats};
+use super::stats::{NetStatsSnapshot, Stats, TRANSMIT};
 use super::transmit::Transmit;
 use crate::virtio::{Device, DeviceError, DeviceType, QueueHandler};
 
@@ -191,7 +191,7 @@ impl Device for NetDevice {
     fn statistics(&self) -> Vec<(&'static str, u64)> {
         let mut list = self.port.stats.counters.snapshot().list();
         list.push(("link_up", self.port.is_up().into()));
-        list.extend(self.port.stats.transmit_time.list());
+        list.extend(self.port.stats.transmit_latency.list(&TRANSMIT));
         list
     }
 

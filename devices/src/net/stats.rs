@@ -2,7 +2,7 @@
 //! anyone.
 
 use crate::virtio::counters::counters;
-use crate::virtio::service_time::ServiceTime;
+use crate::virtio::histogram::{Histogram, Names, names};
 
 counters! {
     /// Counters of one network card, all its queues together. They outlive
@@ -38,9 +38,13 @@ counters! {
     host_errors,
 }
 
-/// Counters, and how long batches of the guest's frames take.
+/// Names of how long frames of the guest take.
+pub(super) static TRANSMIT: Names = names!("transmit");
+
+/// Counters, and how long frames of the guest take: from the batch that took
+/// one from the ring to when it was given back.
 #[derive(Debug, Default)]
 pub(super) struct Stats {
     pub counters: NetStats,
-    pub transmit_time: ServiceTime,
+    pub transmit_latency: Histogram,
 }

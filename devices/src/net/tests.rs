@@ -18,6 +18,7 @@ use super::frame::HEADER_LEN;
 use super::{NetConfig, NetDevice, NetStatsSnapshot};
 use crate::testing::{Buffer, DriverRing, GuestRam, readable};
 use crate::virtio::features::{RING_INDIRECT_DESC, VERSION_1};
+use crate::virtio::histogram::timed;
 use crate::virtio::{ActiveQueue, Device, QueueError, QueueHandler};
 
 /// Longest wait for anything.

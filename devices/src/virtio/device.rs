@@ -40,6 +40,9 @@ pub struct HostPlace {
     pub name: Option<String>,
     /// A terminal, a socket, a file, or whatever else has a path.
     pub path: PathBuf,
+    /// What this part has done so far, if it is one of several: as
+    /// [`Device::statistics`] has it for all of them together.
+    pub statistics: Vec<(&'static str, u64)>,
 }
 
 /// A virtio device. Owned by its transport and called on the thread that
@@ -116,6 +119,7 @@ pub trait Device: Send {
         let place = |path: &Path| HostPlace {
             name: None,
             path: path.to_owned(),
+            statistics: Vec::new(),
         };
         self.host_path().map(place).into_iter().collect()
     }

@@ -10,7 +10,7 @@ use super::config::VsockSpec;
 use super::event::Event;
 use super::hub::Hub;
 use super::receive::Receive;
-use super::stats::{Stats, VsockStatsSnapshot};
+use super::stats::{ACCEPT, Stats, VsockStatsSnapshot};
 use super::transmit::Transmit;
 use crate::unix::ListenError;
 use crate::virtio::{Device, DeviceError, DeviceType, QueueHandler};
@@ -109,7 +109,7 @@ impl Device for VsockDevice {
         let open = self.hub.lock().len();
         let mut list = self.hub.stats.counters.snapshot().list();
         list.push(("connections", u64::try_from(open).unwrap_or(u64::MAX)));
-        list.extend(self.hub.stats.accept_time.list());
+        list.extend(self.hub.stats.accept_latency.list(&ACCEPT));
         list
     }
 
