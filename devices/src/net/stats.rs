@@ -30,10 +30,12 @@ counters! {
     commands,
     /// Commands that were refused.
     bad_commands,
-    /// Times that the other end has come.
+    /// Times that the link has come up.
     link_ups,
-    /// Times that the other end has gone.
+    /// Times that the link has gone down.
     link_downs,
+    /// Times that the guest was asked to announce itself.
+    announcements,
     /// Failures of the host.
     host_errors,
 }

@@ -9,6 +9,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::interrupt::Notifier;
 use super::queue::{ActiveQueue, Chain, QueueError};
+use crate::registry::DeviceSpec;
 
 /// A virtio device type. virtio 1.3 §5
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -100,6 +101,16 @@ pub trait Device: Send {
     fn refresh(&mut self) -> bool {
         false
     }
+
+    /// Its user has described the device anew: takes from `spec` what can change
+    /// while it is served, and leaves the rest. Whoever does not know how has
+    /// nothing of that kind.
+    fn reconfigure(&mut self, _spec: &DeviceSpec) {}
+
+    /// The driver has been up for a while, and what a device before this one
+    /// knew of it is lost: its process has ended. Called before the first queue
+    /// is started that goes on where it was.
+    fn resume(&mut self) {}
 
     /// Queue `index` is being asked back from its handler: whatever of the
     /// device's could keep the handler has to let go of it.

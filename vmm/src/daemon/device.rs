@@ -15,8 +15,8 @@ use crate::spec::{self, SlotSpec};
 use crate::state::StateError;
 
 /// A device that is to be served, if nothing is wrong with it.
-struct Wish {
-    spec: SlotSpec,
+pub(super) struct Wish {
+    pub(super) spec: SlotSpec,
     /// `state`, of a device that xenstore has.
     state: Option<XenbusState>,
 }
@@ -90,7 +90,7 @@ impl Daemon {
     }
 
     /// What is to be served at a place; nothing if its nodes have gone.
-    fn wish(
+    pub(super) fn wish(
         &self,
         place: &Place,
         info: &DomainInfo,
