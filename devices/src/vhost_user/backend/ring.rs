@@ -41,6 +41,8 @@ pub(super) struct Ring {
     base: u16,
     kick: Option<EventFd>,
     enabled: bool,
+    /// It has run since its driver began.
+    ran: bool,
     line: Arc<Line>,
     notifier: Arc<Notifier>,
     stats: Arc<QueueStats>,
@@ -60,6 +62,7 @@ impl Ring {
             base: 0,
             kick: None,
             enabled: false,
+            ran: false,
             line,
             notifier,
             stats: Arc::default(),
@@ -129,6 +132,12 @@ impl Ring {
         self.base
     }
 
+    /// Whether it would start now where somebody before us has left it.
+    pub(super) fn goes_on(&self) -> bool {
+        let starts = self.enabled && self.addresses.is_some() && self.kick.is_some();
+        starts && !self.is_running() && !self.ran && self.base != 0
+    }
+
     /// Starts its worker, if it is enabled and the front end has said all that
     /// is needed.
     pub(super) fn start(
@@ -151,6 +160,7 @@ impl Ring {
         let worker = self.worker(layout, inflight, &kick, device, context);
         self.kick = Some(kick);
         let index = self.index;
+        self.ran = true;
         self.worker = Some(worker.map_err(|source| Refusal::Start { index, source })?);
         tracing::debug!(
             ring = index,
