@@ -94,6 +94,11 @@ impl Backend {
         self.log = None;
     }
 
+    /// Chains that each ring has given back so far, to all its front ends.
+    pub fn served(&self) -> Vec<u64> {
+        self.rings.iter().map(Ring::served).collect()
+    }
+
     /// Why the last message was refused, if it was.
     pub fn take_refusal(&mut self) -> Option<Refusal> {
         self.refusal.take()

@@ -1,6 +1,7 @@
 //! One ring: what the front end has said of it, and its worker.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::Sender;
 
 use vmm_sys_util::eventfd::EventFd;
@@ -82,6 +83,11 @@ impl Ring {
 
     pub(super) fn is_running(&self) -> bool {
         self.worker.is_some()
+    }
+
+    /// Chains given back so far.
+    pub(super) fn served(&self) -> u64 {
+        self.stats.pushed.load(Ordering::Relaxed)
     }
 
     pub(super) fn index(&self) -> u16 {
