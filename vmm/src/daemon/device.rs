@@ -6,12 +6,12 @@ use xen::DomId;
 use xen::xenstore::{Error as XenstoreError, XenbusState};
 
 use super::error::AttachError;
-use super::served::{FileId, Phase, ServedDevice};
+use super::served::{Phase, ServedDevice};
 use super::{AT_ONCE, Daemon, RETRY};
 use crate::discovery::{self, DomainInfo, Life, NodeError, Place, Seen};
 use crate::guest::{DeviceSlot, GuestError, Mapping, Said};
 use crate::logs::report;
-use crate::spec::{self, SlotSpec};
+use crate::spec::{self, FileId, SlotSpec};
 use crate::state::StateError;
 
 /// A device that is to be served, if nothing is wrong with it.

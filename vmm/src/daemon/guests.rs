@@ -7,6 +7,7 @@ use xen::DomId;
 use xen::xenstore::Error as XenstoreError;
 
 use super::error::AttachError;
+use super::one::One;
 use super::served::{Phase, ServedGuest};
 use super::{AT_ONCE, Daemon, RETRY, Stopping};
 use crate::config::Config;
@@ -74,7 +75,10 @@ impl Daemon {
     /// # Errors
     /// xenstore's.
     pub(super) fn is_forgotten(&self, domid: DomId) -> Result<bool, XenstoreError> {
-        Ok(self.watches.domains.is_some()
+        // one that xenstored never knew is not lost to it
+        let known = self.one.as_ref().is_none_or(One::is_introduced);
+        Ok(known
+            && self.watches.domains.is_some()
             && self.guests.contains_key(&domid)
             && !discovery::is_alive(&self.store, &self.root, domid)?
             && self.is_in_xen(domid))
