@@ -6,7 +6,8 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use devices::net::{NetConfig, NetDevice, NetHandle};
+use devices::net::{Cable, NetConfig, NetDevice, NetHandle};
+use devices::registry::DeviceSpec;
 use devices::virtio::interrupt::CONFIG_CHANGE;
 use devices::virtio::mmio::Register;
 use tests::raw::Request;
@@ -22,6 +23,10 @@ const RECEIVE: u16 = 0;
 const TRANSMIT: u16 = 1;
 /// Bytes of a header.
 const HEADER: usize = 12;
+/// VIRTIO_NET_S_LINK_UP
+const LINK_UP: u64 = 1;
+/// VIRTIO_NET_S_ANNOUNCE
+const ANNOUNCE: u64 = 2;
 
 /// Runs a test on a thread that plays the guest: virtio-drivers may spin.
 fn both(test: fn(Addresses)) {
@@ -139,21 +144,60 @@ fn a_link_that_comes_and_goes_is_told_by_an_interrupt() {
                 driver.get(Register::InterruptStatus) & CONFIG_CHANGE != 0
             });
             driver.set(Register::InterruptAck, CONFIG_CHANGE);
-            driver.peek(0x106, 2)
+            driver.peek(0x106, 2) & LINK_UP
+        };
+        let plug = |link| {
+            let config = NetConfig {
+                link,
+                ..NetConfig::socket(&path)
+            };
+            let spec = DeviceSpec::Net(config.validate().unwrap());
+            stand.guest().reconfigure(&place.id, spec).unwrap();
         };
 
         let before = driver.peek(0x106, 2);
         let other = connect(&path, &handle);
         let up = told();
-        handle.set_link(false);
+        plug(Cable::Down);
         let out = told();
-        handle.set_link(true);
+        plug(Cable::Up);
         let back = told();
         drop(other);
         let gone = told();
 
         assert_eq!((before, up, out, back, gone), (0, 1, 0, 1, 0));
         driver.reset();
+        receive.free(&driver.memory);
+        transmit.free(&driver.memory);
+        stand.finish();
+    });
+}
+
+#[test]
+fn a_guest_whose_link_has_come_up_is_asked_to_announce_itself_by_an_interrupt_of_its_own() {
+    both(|addresses| {
+        let stand = Stand::new();
+        let (place, handle, path) = add(&stand, addresses);
+        let driver = stand.raw(&place, 0);
+        driver.negotiate();
+        let receive = driver.queue(RECEIVE, 16);
+        let transmit = driver.queue(TRANSMIT, 16);
+        driver.go();
+        let _other = connect(&path, &handle);
+        let told = |status: u64| {
+            eventually("the guest is told", || {
+                driver.get(Register::InterruptStatus) & CONFIG_CHANGE != 0
+                    && driver.peek(0x106, 2) == status
+            });
+            driver.set(Register::InterruptAck, CONFIG_CHANGE);
+        };
+
+        told(LINK_UP);
+        told(LINK_UP | ANNOUNCE);
+
+        assert_eq!(handle.stats().announcements, 1);
+        driver.reset();
+        assert_eq!(driver.peek(0x106, 2), LINK_UP);
         receive.free(&driver.memory);
         transmit.free(&driver.memory);
         stand.finish();

@@ -2,6 +2,9 @@
 //!
 //! The binary calls [`main`] and nothing else.
 
+#[cfg(test)]
+mod tests;
+
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -157,8 +160,10 @@ struct RunArgs {
     #[arg(long, value_name = "PATH[,KEY=VALUE...]", value_parser = run::parse_disk)]
     disk: Vec<DeviceArgument>,
     /// A device: its kind, and keys as in the configuration file, such as
-    /// `blk,path=/disk.img,readonly`; a key alone is true. Every kind has
-    /// mmio=ADDRESS, irq=N and grants=BOOL, too. May be repeated.
+    /// `blk,path=/disk.img,readonly`; a key alone is true. Lists and tables are
+    /// written as there, and a text with a comma in quotation marks:
+    /// `console,port=[{name="agent",backend="socket",path="/run/agent"}]`. Every
+    /// kind has mmio=ADDRESS, irq=N and grants=BOOL, too. May be repeated.
     #[arg(long, value_name = "KIND[,KEY=VALUE...]")]
     device: Vec<DeviceArgument>,
     /// Where the first device without mmio= has its registers; each further
@@ -257,9 +262,17 @@ fn serve(args: ServeArgs, scope: Scope) -> Exit {
             Err(error) => complain(&error, Exit::Failed),
         },
         Err(error) => {
-            let exit = exit_of(&error);
-            complain(&error, exit)
+            eprintln!("xen-dm: {}", explained(&error));
+            exit_of(&error)
         }
+    }
+}
+
+/// What is wrong, why, and what helps.
+fn explained(error: &StartError) -> String {
+    match error.remedy() {
+        Some(remedy) => format!("{}: {remedy}", report(error)),
+        None => report(error),
     }
 }
 
@@ -298,7 +311,7 @@ fn check(args: &FormatArgs) -> Exit {
         true => print_json(&report),
         false => check::print(&report, &mut std::io::stdout().lock()),
     };
-    match (printed, report.can_serve) {
+    match (read(printed), report.can_serve) {
         (Err(error), _) => complain(&error, Exit::Failed),
         (Ok(()), true) => Exit::Done,
         (Ok(()), false) => Exit::Host,
@@ -332,9 +345,18 @@ fn status(args: StatusArgs) -> Exit {
         true => print_json(&status),
         false => status::print(&status, &mut std::io::stdout().lock()),
     };
-    match printed {
+    match read(printed) {
         Ok(()) => Exit::Done,
         Err(error) => complain(&error, Exit::Failed),
+    }
+}
+
+/// Whether what was printed reached its reader, who (head, a pager) may have
+/// seen enough.
+fn read(printed: std::io::Result<()>) -> std::io::Result<()> {
+    match printed {
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        printed => printed,
     }
 }
 
@@ -362,115 +384,4 @@ fn demo() -> Exit {
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
     let io = error.downcast_ref::<std::io::Error>();
     io.is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
-}
-
-#[cfg(test)]
-mod tests {
-    use clap::CommandFactory;
-
-    use super::*;
-
-    #[test]
-    fn the_command_line_is_consistent() {
-        Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn the_daemon_takes_a_file_and_force() {
-        let cli = Cli::try_parse_from(["xen-dm", "daemon", "--config", "/f", "--force"]).unwrap();
-
-        let Command::Daemon(args) = cli.command else {
-            panic!("{:?}", cli.command)
-        };
-        assert_eq!(args.config.as_deref(), Some("/f".as_ref()));
-        assert!(args.force);
-    }
-
-    #[test]
-    fn run_takes_several_disks_and_devices_with_a_first_place() {
-        let cli = Cli::try_parse_from([
-            "xen-dm",
-            "run",
-            "--domid",
-            "5",
-            "--disk",
-            "/a",
-            "--disk",
-            "/b,readonly",
-            "--device",
-            "blk,path=/c,mmio=0xa000000",
-            "--mmio",
-            "0x2000400",
-            "--grants",
-        ])
-        .unwrap();
-
-        let Command::Run(args) = cli.command else {
-            panic!("{:?}", cli.command)
-        };
-        assert_eq!((args.domid, args.disk.len(), args.device.len()), (5, 2, 1));
-        assert_eq!((args.mmio, args.irq, args.grants), (0x0200_0400, 33, true));
-        assert_eq!(args.device[0].mmio, Some(0x0a00_0000));
-    }
-
-    #[test]
-    fn places_without_devices_are_refused() {
-        for option in ["--mmio=0x2000000", "--irq=40", "--grants"] {
-            let refused = Cli::try_parse_from(["xen-dm", "run", "--domid", "5", option]);
-
-            let error = refused.unwrap_err().to_string();
-            assert!(error.contains("--disk"), "{option}: {error}");
-        }
-    }
-
-    #[test]
-    fn run_is_told_whether_the_guest_is_direct_mapped() {
-        let told = |word: Option<&str>| {
-            let words = ["xen-dm", "run", "--domid", "5"].into_iter().chain(word);
-            let cli = Cli::try_parse_from(words).map_err(|error| error.to_string())?;
-            let Command::Run(args) = cli.command else {
-                panic!("{:?}", cli.command)
-            };
-            Ok::<_, String>(args.direct_mapped)
-        };
-
-        assert_eq!(told(None), Ok(None));
-        assert_eq!(told(Some("--direct-mapped")), Ok(Some(true)));
-        assert_eq!(told(Some("--direct-mapped=true")), Ok(Some(true)));
-        assert_eq!(told(Some("--direct-mapped=false")), Ok(Some(false)));
-        let refused = told(Some("--direct-mapped=1")).unwrap_err();
-        assert!(refused.contains("'1'"), "{refused}");
-    }
-
-    #[test]
-    fn the_first_place_is_libxls() {
-        let cli = Cli::try_parse_from(["xen-dm", "run", "--domid", "5"]).unwrap();
-
-        let Command::Run(args) = cli.command else {
-            panic!("{:?}", cli.command)
-        };
-        let Places { mmio, irq, grants } = Places::default();
-        assert_eq!((args.mmio, args.irq, args.grants), (mmio, irq, grants));
-    }
-
-    #[test]
-    fn help_on_force_says_what_happens_to_guests() {
-        let mut command = Cli::command();
-        let daemon = command.find_subcommand_mut("daemon").unwrap();
-
-        let help = daemon.render_long_help().to_string();
-
-        assert!(help.contains("their disks are gone"));
-    }
-
-    #[test]
-    fn every_failure_to_start_has_its_exit_code() {
-        let running = StateError::Running {
-            lock: "/l".into(),
-            pid: None,
-        };
-
-        assert_eq!(exit_of(&StartError::NoIoreqServer), Exit::Host);
-        assert_eq!(exit_of(&StartError::State(running)), Exit::Running);
-    }
 }

@@ -3,6 +3,8 @@
 //!
 //! The control thread makes specs when a device appears.
 
+use std::fs;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
 use devices::blk::{BlkConfig, Format};
@@ -165,5 +167,25 @@ fn check_kind(announced: VirtioType, config: &DeviceConfig) -> Result<(), SpecEr
             announced,
             configured,
         }),
+    }
+}
+
+/// A file, whatever its path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum FileId {
+    /// A regular file: device and inode.
+    File(u64, u64),
+    /// A block device: its number.
+    Block(u64),
+}
+
+impl FileId {
+    /// Which file is at `path`, if one is.
+    pub(crate) fn of(path: &Path) -> Option<FileId> {
+        let metadata = fs::metadata(path).ok()?;
+        Some(match metadata.file_type().is_block_device() {
+            true => FileId::Block(metadata.rdev()),
+            false => FileId::File(metadata.dev(), metadata.ino()),
+        })
     }
 }

@@ -77,6 +77,25 @@ fn a_log_filter_that_is_none_ends_with_3() {
 }
 
 #[test]
+fn an_image_that_is_there_twice_is_refused_at_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let image = directory.path().join("disk.img");
+    fs::write(&image, [0; 4096]).unwrap();
+    let disk = format!("--device=blk,path={}", image.display());
+    let socket = |name| format!("--socket={}", directory.path().join(name).display());
+
+    let output = xen_dm(&["vhost-user", &socket("a"), &disk, &socket("b"), &disk]);
+
+    let text = complaint(&output);
+    assert_eq!(output.status.code(), Some(2), "{text}");
+    assert!(
+        text.contains("disk.img is the image of two devices"),
+        "{text}"
+    );
+    assert!(!text.contains("waiting for it"), "{text}");
+}
+
+#[test]
 fn a_device_that_cannot_be_read_ends_with_2_and_names_the_key() {
     let output = xen_dm(&[
         "run",
@@ -129,6 +148,23 @@ fn check_says_the_same_in_text_and_in_json_and_ends_with_its_verdicts_code() {
         let name = line.id.replace('_', " ");
         let start = format!("{:<8} {name}", line.severity.name());
         assert!(text.contains(start.trim_end()), "{start} in {text}");
+    }
+}
+
+#[test]
+fn a_reader_that_has_seen_enough_ends_nothing_with_an_error() {
+    for arguments in [&["check"][..], &["check", "--json"], &["demo"]] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+
+        let output = Command::new(env!("CARGO_BIN_EXE_xen-dm"))
+            .args(arguments)
+            .stdout(writer)
+            .output()
+            .unwrap();
+
+        assert_eq!(complaint(&output), "", "{arguments:?}");
+        assert_ne!(output.status.code(), Some(1), "{arguments:?}");
     }
 }
 

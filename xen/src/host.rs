@@ -75,12 +75,12 @@ impl HostFile {
     }
 }
 
-/// Why a device file could not be opened. The text says what is wrong and
-/// then, as [`OpenError::remedy`] alone does, what helps.
+/// Why a device file could not be opened. The text says what is wrong,
+/// [`OpenError::remedy`] what helps.
 #[derive(Debug, Error)]
 pub enum OpenError {
     /// The kernel does not run on Xen.
-    #[error("{}: {}", self.problem(), self.remedy())]
+    #[error("{}", self.problem())]
     NotOnXen {
         /// The file wanted.
         path: &'static str,
@@ -88,7 +88,7 @@ pub enum OpenError {
         source: io::Error,
     },
     /// On Xen, but the driver is not there.
-    #[error("{}: {}", self.problem(), self.remedy())]
+    #[error("{}", self.problem())]
     NoDriver {
         /// The file wanted.
         path: &'static str,
@@ -98,7 +98,7 @@ pub enum OpenError {
         source: io::Error,
     },
     /// EACCES or EPERM.
-    #[error("{}: {}", self.problem(), self.remedy())]
+    #[error("{}", self.problem())]
     NoPermission {
         /// The file wanted.
         path: &'static str,
@@ -331,7 +331,7 @@ mod tests {
 
         assert!(matches!(error, OpenError::NotOnXen { .. }));
         assert!(error.to_string().contains("/dev/xen/gntdev"));
-        assert!(error.to_string().contains("boot it under Xen"));
+        assert!(error.remedy().contains("boot it under Xen"));
     }
 
     #[test]
@@ -339,7 +339,7 @@ mod tests {
         let error = open_error(true, libc::ENOENT);
 
         assert!(matches!(error, OpenError::NoDriver { .. }));
-        assert!(error.to_string().contains("modprobe xen-gntdev"));
+        assert!(error.remedy().contains("modprobe xen-gntdev"));
     }
 
     #[test]
@@ -347,7 +347,7 @@ mod tests {
         let error = open_error(true, libc::EACCES);
 
         assert!(matches!(error, OpenError::NoPermission { .. }));
-        assert!(error.to_string().contains("run as root"));
+        assert!(error.remedy().contains("run as root"));
     }
 
     #[test]

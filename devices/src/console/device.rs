@@ -235,11 +235,11 @@ impl Device for ConsoleDevice {
 
     /// All ports together.
     fn statistics(&self) -> Vec<(&'static str, u64)> {
-        let mut all = ConsoleStats::default().snapshot().list();
-        for port in &self.ports {
-            let counts = port.stats.snapshot().list();
-            for ((_, sum), (_, count)) in all.iter_mut().zip(counts) {
-                *sum = sum.saturating_add(count);
+        let mut all: Vec<(&str, u64)> = Vec::new();
+        for (name, count) in self.ports.iter().flat_map(|port| port.statistics()) {
+            match all.iter_mut().find(|(known, _)| *known == name) {
+                Some((_, sum)) => *sum = sum.saturating_add(count),
+                None => all.push((name, count)),
             }
         }
         let control = self.control.as_ref();
@@ -252,11 +252,17 @@ impl Device for ConsoleDevice {
     }
 
     fn places(&self) -> Vec<HostPlace> {
-        let place = |handle: &ConsoleHandle| HostPlace {
+        let one = self.ports.len() == 1;
+        let places = self.handles.iter().zip(&self.ports);
+        let place = |(handle, port): (&ConsoleHandle, &Arc<Port>)| HostPlace {
             name: handle.name.clone(),
             path: handle.path.clone(),
+            statistics: match one {
+                true => Vec::new(),
+                false => port.statistics(),
+            },
         };
-        self.handles.iter().map(place).collect()
+        places.map(place).collect()
     }
 }
 

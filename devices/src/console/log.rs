@@ -12,6 +12,9 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
+
 use super::config::LogSpec;
 use super::endpoint::{EndpointError, append_to};
 use super::stats::ConsoleStats;
@@ -33,7 +36,7 @@ impl Log {
     /// its owner alone.
     ///
     /// # Errors
-    /// [`EndpointError::Open`], [`EndpointError::Kind`].
+    /// [`EndpointError::Open`], [`EndpointError::Kind`], [`EndpointError::InUse`].
     pub fn open(spec: LogSpec) -> Result<Self, EndpointError> {
         let path = &spec.path;
         let refused = |source| EndpointError::Open {
@@ -45,6 +48,9 @@ impl Log {
         if !found.is_file() {
             // a device cannot be kept under another name
             return Err(EndpointError::Kind { path: path.clone() });
+        }
+        if is_taken(&file) {
+            return Err(EndpointError::InUse { path: path.clone() });
         }
         Ok(Log {
             len: found.len(),
@@ -110,6 +116,9 @@ impl Log {
             _ => {}
         }
         let file = append_to(&next)?;
+        if is_taken(&file) {
+            return Err(io::ErrorKind::ResourceBusy.into());
+        }
         self.keep().and_then(|()| fs::rename(&next, path))?;
         self.file = file;
         self.len = 0;
@@ -131,6 +140,12 @@ impl Log {
         }
         Ok(())
     }
+}
+
+/// Whether somebody else has a log's file, who would rotate it, too; else it is
+/// ours as long as it is open. A file system without locks has it nobody's.
+fn is_taken(file: &File) -> bool {
+    flock(file, FlockOperation::NonBlockingLockExclusive) == Err(Errno::WOULDBLOCK)
 }
 
 /// What of `bytes` goes into a file that has room for `room`, and what into the
@@ -292,5 +307,23 @@ mod tests {
 
         assert!(matches!(device, EndpointError::Kind { .. }), "{device}");
         assert!(matches!(folder, EndpointError::Open { .. }), "{folder}");
+    }
+
+    #[test]
+    fn a_log_that_another_port_has_is_refused_until_that_lets_go_rotated_or_not() {
+        let directory = tempfile::tempdir().unwrap();
+        let (mut first, stats) = log(directory.path(), 1);
+        let spec = first.spec.clone();
+
+        let before = Log::open(spec.clone()).unwrap_err();
+        first.write(&[b'a'; 2 * SIZE as usize], &stats);
+        let rotated = Log::open(spec.clone()).unwrap_err();
+        drop(first);
+
+        for error in [before, rotated] {
+            assert!(matches!(&error, EndpointError::InUse { path } if *path == spec.path));
+        }
+        assert_eq!(stats.snapshot().log_rotations, 1);
+        assert!(Log::open(spec).is_ok());
     }
 }

@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::epoll::EventFlags;
 use swiotlb::{Range, Transfer};
@@ -42,6 +42,8 @@ struct Sending {
     len: u64,
     /// Of these, copied.
     copied: u64,
+    /// When it was taken from the ring.
+    taken: Instant,
 }
 
 /// See the module.
@@ -166,6 +168,8 @@ impl Output {
                 break;
             }
             add(&self.port.stats.output_chains, 1);
+            let took = sending.taken.elapsed();
+            self.port.output_latency.count(took, 1);
             queue.push_copied(sending.head, 0)?;
         }
         Ok(())
@@ -257,6 +261,7 @@ fn parts(ranges: &[Range], mut skip: u64, len: usize) -> Vec<Range> {
 
 impl QueueHandler for Output {
     fn serve(&mut self, queue: &mut ActiveQueue, chains: Vec<Chain>) -> Result<(), QueueError> {
+        let taken = Instant::now();
         for chain in chains {
             let len = chain.readable.iter().map(|range| u64::from(range.len()));
             let len = len.fold(0, u64::saturating_add);
@@ -270,6 +275,7 @@ impl QueueHandler for Output {
                 ranges: chain.readable,
                 len,
                 copied: 0,
+                taken,
             });
         }
         self.pump(queue)

@@ -12,9 +12,10 @@ use super::endpoint::{Bells, Endpoint, EndpointError, Halt};
 use super::log::Log;
 use super::outbox::Outbox;
 use super::size::{Size, Window};
-use super::stats::ConsoleStats;
+use super::stats::{ConsoleStats, OUTPUT};
 use super::waiter::Bell;
 use crate::virtio::counters::add;
+use crate::virtio::histogram::Histogram;
 
 /// See the module.
 #[derive(Debug)]
@@ -22,6 +23,7 @@ pub(super) struct Port {
     pub endpoint: Endpoint,
     pub bells: Arc<Bells>,
     pub stats: Arc<ConsoleStats>,
+    pub output_latency: Histogram,
     pub when_full: WhenFull,
     /// Descriptors of each queue.
     pub queue_size: usize,
@@ -61,6 +63,7 @@ impl Port {
             endpoint: Endpoint::open(&spec.target, spec.size, &bells, &stats)?,
             bells,
             stats,
+            output_latency: Histogram::default(),
             when_full: spec.when_full,
             queue_size: queue_size.into(),
             console: spec.console,
@@ -69,6 +72,13 @@ impl Port {
             outbox: Mutex::new(Outbox::new(spec.buffer)),
             inbox: Mutex::default(),
         })
+    }
+
+    /// What it has done, each value with its name.
+    pub fn statistics(&self) -> Vec<(&'static str, u64)> {
+        let mut list = self.stats.snapshot().list();
+        list.extend(self.output_latency.list(&OUTPUT));
+        list
     }
 
     /// The guest has opened it, or closed it.

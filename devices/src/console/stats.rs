@@ -1,6 +1,7 @@
 //! What a console has done, counted. Written by its workers, read by anyone.
 
 use crate::virtio::counters::counters;
+use crate::virtio::histogram::{Names, names};
 
 counters! {
     /// Counters of one console. They outlive resets.
@@ -52,3 +53,7 @@ counters! {
     /// that are too small.
     bad_control,
 }
+
+/// Names of how long output takes: a chain, from the batch that took it from the
+/// ring to when its bytes were all taken.
+pub(super) static OUTPUT: Names = names!("output");

@@ -20,6 +20,7 @@ use tempfile::TempDir;
 use super::{ConsoleConfig, ConsoleDevice, ConsoleStatsSnapshot};
 use crate::testing::{Buffer, DriverRing, GuestRam, Line, readable};
 use crate::virtio::features::{RING_INDIRECT_DESC, VERSION_1};
+use crate::virtio::histogram::timed;
 use crate::virtio::{ActiveQueue, Device, QueueError, QueueHandler};
 
 /// Longest wait for anything.

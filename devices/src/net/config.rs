@@ -19,6 +19,17 @@ const QUEUE_SIZE_MAX: u16 = 1024;
 /// Smallest MTU. virtio 1.3 §5.1.4.1
 const MTU_MIN: u16 = 68;
 
+/// Whether a card's cable is plugged in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Cable {
+    /// The link is up as the other end is.
+    #[default]
+    Up,
+    /// The link is down.
+    Down,
+}
+
 /// A network card as its user describes it. It has a `tap` or a `socket`.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
@@ -39,6 +50,10 @@ pub struct NetConfig {
     /// is made of the guest's identity, or of the host's and the interface.
     #[serde(default)]
     pub mac: Option<String>,
+    /// `down` plugs the card's cable out: no frame passes, and the guest is
+    /// told. Changes while the card is served.
+    #[serde(default)]
+    pub link: Cable,
     /// The most that a frame carries: bytes, 68 to 65535. Without it the
     /// guest is told none.
     #[serde(default)]
@@ -71,6 +86,7 @@ impl Default for NetConfig {
             socket: None,
             listen: false,
             mac: None,
+            link: Cable::default(),
             mtu: None,
             queues: default_queues(),
             offload: None,
@@ -198,6 +214,7 @@ impl NetConfig {
         Ok(NetSpec {
             backend,
             mac,
+            link: self.link,
             mtu: self.mtu,
             pairs: self.queues,
             offload: is_tap && self.offload != Some(false),
@@ -247,6 +264,8 @@ pub(super) enum Backend {
 pub struct NetSpec {
     pub(super) backend: Backend,
     pub(super) mac: Option<Mac>,
+    /// The cable as it is when the card is made.
+    pub(super) link: Cable,
     pub(super) mtu: Option<u16>,
     /// Pairs of queues.
     pub(super) pairs: u16,

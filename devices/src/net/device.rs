@@ -1,5 +1,5 @@
 //! The card as its transport sees it: features, configuration space, queues;
-//! and what a host can do with it while it runs.
+//! and how its host sees it while it runs.
 
 use std::path::Path;
 use std::sync::{Arc, Weak};
@@ -13,8 +13,9 @@ use super::control::Control;
 use super::features as net;
 use super::port::{OpenError, Port, Wire};
 use super::receive::Receive;
-use super::stats::{NetStatsSnapshot, Stats};
+use super::stats::{NetStatsSnapshot, Stats, TRANSMIT};
 use super::transmit::Transmit;
+use crate::registry::DeviceSpec;
 use crate::virtio::{Device, DeviceError, DeviceType, QueueHandler};
 
 /// virtio 1.3 §5.1.4
@@ -83,6 +84,7 @@ impl NetDevice {
             wire = port.wire.name(),
             mac = %port.mac(),
             queues = port.spec.pairs,
+            link_up = port.is_up(),
             offload = features & net::CSUM != 0,
             "network card opened"
         );
@@ -100,7 +102,7 @@ impl NetDevice {
         &self.port
     }
 
-    /// What a host can do with it while it runs.
+    /// How its host sees it while it runs.
     #[must_use]
     pub fn handle(&self) -> NetHandle {
         NetHandle {
@@ -183,6 +185,12 @@ impl Device for NetDevice {
         })
     }
 
+    fn reconfigure(&mut self, spec: &DeviceSpec) {
+        if let DeviceSpec::Net(spec) = spec {
+            self.port.plug(spec.link);
+        }
+    }
+
     fn reset(&mut self) {
         self.begun = false;
         self.port.begin(0);
@@ -191,7 +199,7 @@ impl Device for NetDevice {
     fn statistics(&self) -> Vec<(&'static str, u64)> {
         let mut list = self.port.stats.counters.snapshot().list();
         list.push(("link_up", self.port.is_up().into()));
-        list.extend(self.port.stats.transmit_time.list());
+        list.extend(self.port.stats.transmit_latency.list(&TRANSMIT));
         list
     }
 
@@ -212,21 +220,6 @@ pub struct NetHandle {
 }
 
 impl NetHandle {
-    /// Plugs the cable in, or out: the guest is told, and no frame passes
-    /// without it.
-    pub fn set_link(&self, up: bool) {
-        if let Some(port) = self.port.upgrade() {
-            port.enable(up);
-        }
-    }
-
-    /// Has the guest announce itself to its neighbours, as after it has moved.
-    pub fn announce(&self) {
-        if let Some(port) = self.port.upgrade() {
-            port.announce();
-        }
-    }
-
     /// Whether frames pass.
     #[must_use]
     pub fn is_up(&self) -> bool {

@@ -25,7 +25,12 @@
 //!
 //! A tap that is removed, and an other end that goes, take the link down, which
 //! the guest is told. A socket is connected again; a tap stays lost until the
-//! card is made anew.
+//! card is made anew. A tap whose interface is down on the host takes the link
+//! down as long as it is, and so does `link = "down"`.
+//!
+//! A guest whose link has come up, or whose tap was put on another bridge, is
+//! asked to announce itself a moment later: the switches between have forgotten
+//! it, or look for it elsewhere.
 //!
 //! # Bounds
 //! For each pair of queues: one frame that finds too few chains, what one read
@@ -44,6 +49,7 @@ mod device;
 mod features;
 mod filter;
 mod frame;
+mod interface;
 mod link;
 mod mac;
 mod port;
@@ -55,7 +61,7 @@ mod tap;
 mod tests;
 mod transmit;
 
-pub use config::{ConfigError, NetConfig, NetSpec};
+pub use config::{Cable, ConfigError, NetConfig, NetSpec};
 pub use device::{NetDevice, NetHandle};
 pub use port::OpenError;
 pub use stats::{NetStats, NetStatsSnapshot};

@@ -6,9 +6,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use thiserror::Error;
 
-use super::config::{Backend, NetSpec};
+use super::config::{Backend, Cable, NetSpec};
 use super::features as net;
 use super::filter::Filter;
+use super::interface::{Interfaces, Seen};
 use super::link::Link;
 use super::mac::Mac;
 use super::stats::Stats;
@@ -79,6 +80,16 @@ pub(super) struct Port {
     connected: AtomicBool,
     /// The host's user wants the link up.
     enabled: AtomicBool,
+    /// The tap's interface is up on the host.
+    carried: AtomicBool,
+    /// Tells of changes of the tap's interface.
+    interfaces: Option<Interfaces>,
+    /// The bridge that it was on, while that was up.
+    bridge: Mutex<Option<String>>,
+    /// The driver can announce its guest.
+    announces: AtomicBool,
+    /// The guest has to announce itself when it has heard of its link.
+    unknown: AtomicBool,
     announce: AtomicBool,
     /// The guest is to hear of the configuration space.
     news: AtomicBool,
@@ -119,9 +130,19 @@ impl Port {
             // who is there already is met at once, and others later
             Wire::Link(link) => matches!(link.meet(), Ok(Some(_))),
         };
+        let interfaces = match &wire {
+            Wire::Tap(tap) => interfaces(tap),
+            Wire::Link(_) => None,
+        };
+        let seen = seen(interfaces.as_ref(), &wire);
         Ok(Port {
             connected: AtomicBool::new(connected),
-            enabled: AtomicBool::new(true),
+            enabled: AtomicBool::new(spec.link == Cable::Up),
+            carried: AtomicBool::new(seen.as_ref().is_none_or(|seen| seen.up)),
+            bridge: Mutex::new(seen.and_then(|seen| seen.bridge)),
+            interfaces,
+            announces: AtomicBool::new(false),
+            unknown: AtomicBool::new(false),
             announce: AtomicBool::new(false),
             news: AtomicBool::new(false),
             pairs: AtomicU16::new(1),
@@ -146,8 +167,11 @@ impl Port {
         self.as_served.store(as_served, Ordering::SeqCst);
         self.change_filter(|filter| *filter = Filter::new(self.mac, vlans));
         self.announce.store(false, Ordering::SeqCst);
+        let announces = features & net::GUEST_ANNOUNCE != 0;
+        self.announces.store(announces, Ordering::SeqCst);
         self.set_pairs(1);
         self.set_offload(features);
+        self.look();
     }
 
     /// What may be left open in frames for the guest.
@@ -215,18 +239,7 @@ impl Port {
 
     /// The other end has come, or has gone; true if that is news.
     pub fn set_connected(&self, connected: bool) -> bool {
-        let news = self.connected.swap(connected, Ordering::SeqCst) != connected;
-        if news {
-            let counters = &self.stats.counters;
-            match connected {
-                true => add(&counters.link_ups, 1),
-                false => add(&counters.link_downs, 1),
-            }
-            self.tell();
-            // frames wait for it, or for the other end that there is not
-            self.bells.iter().for_each(|bells| bells.transmit.ring());
-        }
-        news
+        self.set(&self.connected, connected)
     }
 
     /// The other end is there.
@@ -234,22 +247,93 @@ impl Port {
         self.connected.load(Ordering::SeqCst)
     }
 
-    /// The host's user plugs the card in, or out.
-    pub fn enable(&self, enabled: bool) {
-        if self.enabled.swap(enabled, Ordering::SeqCst) != enabled {
-            self.tell();
+    /// The host's user plugs the cable in, or out.
+    pub fn plug(&self, cable: Cable) {
+        if self.set(&self.enabled, cable == Cable::Up) {
+            tracing::info!(wire = self.wire.name(), ?cable, "a network card's cable");
         }
+    }
+
+    /// What tells of changes of the tap's interface, after which it is to be
+    /// looked at.
+    pub fn interfaces(&self) -> Option<&Interfaces> {
+        self.interfaces.as_ref()
+    }
+
+    /// Looks at the tap's interface.
+    pub fn look(&self) {
+        let Some(Seen { up, bridge }) = seen(self.interfaces.as_ref(), &self.wire) else {
+            return;
+        };
+        if self.set(&self.carried, up) {
+            let wire = self.wire.name();
+            match up {
+                true => {
+                    tracing::info!(wire, "a network card's interface is up: so may its link be")
+                }
+                false => {
+                    tracing::info!(wire, "a network card's interface is down, and so its link")
+                }
+            }
+        }
+        let mut before = self.bridge.lock().unwrap_or_else(PoisonError::into_inner);
+        if *before != bridge {
+            let new = bridge.is_some();
+            *before = bridge;
+            drop(before);
+            if new {
+                self.be_unknown();
+            }
+        }
+    }
+
+    /// Sets one of what the link depends on; true if that is news.
+    fn set(&self, what: &AtomicBool, to: bool) -> bool {
+        let was_up = self.is_up();
+        let news = what.swap(to, Ordering::SeqCst) != to;
+        let is_up = self.is_up();
+        if was_up != is_up {
+            let counters = &self.stats.counters;
+            match is_up {
+                true => add(&counters.link_ups, 1),
+                false => add(&counters.link_downs, 1),
+            }
+            self.tell();
+            if is_up {
+                self.be_unknown();
+            }
+            // frames wait for it, or for the other end that there is not
+            self.bells.iter().for_each(|bells| bells.transmit.ring());
+        }
+        news
     }
 
     /// Frames pass.
     pub fn is_up(&self) -> bool {
-        self.is_connected() && self.enabled.load(Ordering::SeqCst)
+        let all = [&self.connected, &self.enabled, &self.carried];
+        all.iter().all(|each| each.load(Ordering::SeqCst))
     }
 
-    /// Has the guest announce itself, as after it has moved.
+    /// Others may not know where the guest is.
+    fn be_unknown(&self) {
+        self.unknown.store(true, Ordering::SeqCst);
+        if let Some(bells) = self.bells.first() {
+            bells.receive.ring();
+        }
+    }
+
+    /// Whether the guest is to announce itself in a moment, once for each time.
+    pub fn take_unknown(&self) -> bool {
+        self.unknown.swap(false, Ordering::SeqCst)
+    }
+
+    /// Has the guest announce itself, if it can.
     pub fn announce(&self) {
-        self.announce.store(true, Ordering::SeqCst);
-        self.tell();
+        if self.is_up() && self.announces.load(Ordering::SeqCst) {
+            add(&self.stats.counters.announcements, 1);
+            self.announce.store(true, Ordering::SeqCst);
+            self.tell();
+        }
     }
 
     /// The guest has announced itself.
@@ -280,4 +364,26 @@ impl Port {
             bells.receive.ring();
         }
     }
+}
+
+/// How a tap's interface is found; nothing where it is not known, or was
+/// removed, which whoever reads or writes the tap finds out.
+fn seen(interfaces: Option<&Interfaces>, wire: &Wire) -> Option<Seen> {
+    match (interfaces, wire) {
+        (Some(interfaces), Wire::Tap(tap)) => interfaces.look(tap.any_queue()?).ok(),
+        _ => None,
+    }
+}
+
+/// What tells of a tap's interface; nothing where the host tells nobody.
+fn interfaces(tap: &Tap) -> Option<Interfaces> {
+    let interfaces = Interfaces::new();
+    if let Err(error) = &interfaces {
+        tracing::warn!(
+            tap = tap.name(),
+            %error,
+            "the host does not tell of its interfaces: the guest's link will not follow the tap's"
+        );
+    }
+    interfaces.ok()
 }

@@ -4,6 +4,8 @@
 //! meanwhile waits there, or is lost there. A frame that finds too few chains
 //! is kept until there are more; nothing else is.
 
+mod other_end;
+
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -16,7 +18,7 @@ use zerocopy::FromBytes;
 use super::features as net;
 use super::filter::Filter;
 use super::frame::{FRAME_MAX, FRAME_MIN, HEADER_LEN, Header};
-use super::link::{Deframer, Link};
+use super::link::Deframer;
 use super::port::{Bells, Port, Wire};
 use super::tap::{TapQueue, Trouble};
 use crate::unix::{Halt, Stream};
@@ -43,6 +45,12 @@ const BELL: u64 = 0;
 const TIMER: u64 = 1;
 const SOURCE: u64 = 2;
 const LISTENER: u64 = 3;
+const INTERFACES: u64 = 4;
+const ANNOUNCE: u64 = 5;
+
+/// How long after its link has come up a guest is asked to announce itself:
+/// Linux sends nothing at once.
+const SOON: Duration = Duration::from_secs(1);
 
 /// A chain that waits to be filled.
 #[derive(Debug)]
@@ -63,6 +71,8 @@ pub(super) struct Receive {
     pair: u16,
     poller: Poller,
     timer: Timer,
+    /// The guest is asked to announce itself when it rings.
+    announcement: Timer,
     waiting: VecDeque<Waiting>,
     /// Frames may fill several chains.
     mergeable: bool,
@@ -97,8 +107,13 @@ impl Receive {
     /// # Errors
     /// No descriptors.
     pub(super) fn new(port: Arc<Port>, pair: u16, features: u64) -> io::Result<Self> {
-        let (poller, timer) = (Poller::new()?, Timer::new()?);
+        let (poller, timer, announcement) = (Poller::new()?, Timer::new()?, Timer::new()?);
         poller.add(&timer, TIMER)?;
+        poller.add(&announcement, ANNOUNCE)?;
+        // the first pair is served whenever one is
+        if let (0, Some(interfaces)) = (pair, port.interfaces()) {
+            poller.add(interfaces, INTERFACES)?;
+        }
         port.pair_begins(pair);
         if let Some(bells) = bells(&port, pair) {
             poller.add(&bells.receive, BELL)?;
@@ -115,6 +130,7 @@ impl Receive {
         Ok(Receive {
             poller,
             timer,
+            announcement,
             waiting: VecDeque::new(),
             mergeable: features & net::MRG_RXBUF != 0,
             inbox: None,
@@ -134,8 +150,8 @@ impl Receive {
     /// Moves what can be moved.
     fn pump(&mut self, queue: &mut ActiveQueue) -> Result<(), QueueError> {
         self.meet();
-        if self.pair == 0 && self.port.take_news() {
-            queue.config_changed();
+        if self.pair == 0 {
+            self.tell(queue);
         }
         for _ in 0..ROUNDS {
             if self.filter.0 != self.port.filter_number() {
@@ -168,6 +184,16 @@ impl Receive {
             bells.receive.ring();
         }
         Ok(())
+    }
+
+    /// Tells the guest of what is new about its link.
+    fn tell(&self, queue: &ActiveQueue) {
+        if self.port.take_news() {
+            queue.config_changed();
+        }
+        if self.port.take_unknown() {
+            self.announcement.arm(SOON);
+        }
     }
 
     /// Reads frames, as far as chains go.
@@ -376,63 +402,6 @@ impl Receive {
             (Wire::Link(_), None) => false,
         }
     }
-
-    /// There is no other end any more.
-    fn gone(&mut self) {
-        let wire = self.port.wire.name();
-        if let Wire::Link(link) = &self.port.wire {
-            self.stream = None;
-            self.deframer.clear();
-            link.part();
-            // somebody may be there soon, and not at once again and again
-            self.resting = true;
-            self.timer.arm(RETRY);
-        }
-        if self.port.set_connected(false) {
-            tracing::warn!(
-                wire,
-                "a network card has lost its other end: its link is down"
-            );
-        }
-    }
-
-    /// Sees to it that somebody is there, if it is a socket.
-    fn meet(&mut self) {
-        let Wire::Link(link) = &self.port.wire else {
-            return;
-        };
-        if self.stream.is_some() || self.resting {
-            return;
-        }
-        match link.meet() {
-            Ok(Some(stream)) => {
-                self.stream = Some(stream);
-                self.port.set_connected(true);
-                tracing::info!(wire = self.port.wire.name(), "a network card is connected");
-                // what it has sent may be there already
-                self.await_source();
-            }
-            Ok(None) => Self::await_client(link, &self.poller),
-            Err(error) => {
-                let failed = link.listener().is_some();
-                add(&self.port.stats.counters.host_errors, failed.into());
-                if let Some(withheld) = self.log.due() {
-                    let wire = self.port.wire.name();
-                    tracing::info!(wire, %error, withheld, "nobody is at a network card's socket");
-                }
-                self.resting = true;
-                self.timer.arm(RETRY);
-            }
-        }
-    }
-
-    fn await_client(link: &Link, poller: &Poller) {
-        if let Some(listener) = link.listener()
-            && let Err(error) = poller.await_input(listener, LISTENER)
-        {
-            tracing::error!(%error, "a network card's clients cannot be waited for");
-        }
-    }
 }
 
 fn bells(port: &Port, pair: u16) -> Option<&Bells> {
@@ -486,6 +455,11 @@ impl QueueHandler for Receive {
                     self.timer.take();
                     self.resting = false;
                     self.stale = self.inbox.is_some();
+                }
+                INTERFACES => self.port.look(),
+                ANNOUNCE => {
+                    self.announcement.take();
+                    self.port.announce();
                 }
                 // it is reported once
                 SOURCE => self.watches_end = false,

@@ -2,7 +2,7 @@
 //! anyone.
 
 use crate::virtio::counters::counters;
-use crate::virtio::service_time::ServiceTime;
+use crate::virtio::histogram::{Histogram, Names, names};
 
 counters! {
     /// Counters of one network card, all its queues together. They outlive
@@ -30,17 +30,23 @@ counters! {
     commands,
     /// Commands that were refused.
     bad_commands,
-    /// Times that the other end has come.
+    /// Times that the link has come up.
     link_ups,
-    /// Times that the other end has gone.
+    /// Times that the link has gone down.
     link_downs,
+    /// Times that the guest was asked to announce itself.
+    announcements,
     /// Failures of the host.
     host_errors,
 }
 
-/// Counters, and how long batches of the guest's frames take.
+/// Names of how long frames of the guest take.
+pub(super) static TRANSMIT: Names = names!("transmit");
+
+/// Counters, and how long frames of the guest take: from the batch that took
+/// one from the ring to when it was given back.
 #[derive(Debug, Default)]
 pub(super) struct Stats {
     pub counters: NetStats,
-    pub transmit_time: ServiceTime,
+    pub transmit_latency: Histogram,
 }

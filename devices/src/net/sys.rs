@@ -1,4 +1,4 @@
-//! The ioctls of taps.
+//! The ioctls of taps, and of interfaces.
 //!
 //! The one file of this device with `unsafe`. Its functions are safe: each
 //! hands the kernel a reference or a plain number.
@@ -8,13 +8,18 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use libc::{c_int, c_uint, c_ulong};
-use vmm_sys_util::ioctl::{_IOC_WRITE, ioctl_expr, ioctl_with_ref, ioctl_with_val};
+use vmm_sys_util::ioctl::{
+    _IOC_READ, _IOC_WRITE, ioctl_expr, ioctl_with_mut_ref, ioctl_with_ref, ioctl_with_val,
+};
 
 // Linux include/uapi/linux/if_tun.h
 const TUNSETIFF: c_ulong = write_ioctl(202);
 const TUNSETOFFLOAD: c_ulong = write_ioctl(208);
 const TUNSETVNETHDRSZ: c_ulong = write_ioctl(216);
 const TUNSETQUEUE: c_ulong = write_ioctl(217);
+const TUNGETIFF: c_ulong = ioctl_expr(_IOC_READ, 0x54, 210, 4);
+// Linux include/uapi/linux/sockios.h
+const SIOCGIFFLAGS: c_ulong = 0x8913;
 
 /// All of them are encoded with an int.
 const fn write_ioctl(number: c_uint) -> c_ulong {
@@ -56,6 +61,35 @@ pub(super) fn use_queue(queue: BorrowedFd<'_>, used: bool) -> io::Result<()> {
     request.ifr_ifru.ifru_flags = bits.cast_signed();
     // SAFETY: TUNSETQUEUE reads an ifreq
     check(unsafe { ioctl_with_ref(&Raw(queue), TUNSETQUEUE, &request) })
+}
+
+/// The name of a tap's interface.
+///
+/// # Errors
+/// EBADFD if it was removed.
+pub(super) fn name(tap: BorrowedFd<'_>) -> io::Result<String> {
+    let mut request = request("")?;
+    // SAFETY: TUNGETIFF writes an ifreq
+    check(unsafe { ioctl_with_mut_ref(&Raw(tap), TUNGETIFF, &mut request) })?;
+    let bytes = request.ifr_name.iter().map(|byte| byte.to_ne_bytes()[0]);
+    let bytes: Vec<u8> = bytes.take_while(|byte| *byte != 0).collect();
+    // names are whatever bytes an administrator likes
+    String::from_utf8(bytes).map_err(|_| io::ErrorKind::InvalidData.into())
+}
+
+/// Whether an interface of the namespace of `socket` is up, and so is its
+/// carrier. Linux netdevice(7)
+///
+/// # Errors
+/// ENODEV if there is none of this name.
+pub(super) fn is_running(socket: BorrowedFd<'_>, name: &str) -> io::Result<bool> {
+    let mut request = request(name)?;
+    // SAFETY: SIOCGIFFLAGS reads and writes an ifreq
+    check(unsafe { ioctl_with_mut_ref(&Raw(socket), SIOCGIFFLAGS, &mut request) })?;
+    // SAFETY: it has written the flags, and every value of them is one
+    let flags = unsafe { request.ifr_ifru.ifru_flags };
+    let wanted = libc::IFF_UP | libc::IFF_RUNNING;
+    Ok(c_int::from(flags) & wanted == wanted)
 }
 
 /// Says how many bytes stand in front of each frame.

@@ -106,6 +106,11 @@ impl Tap {
         &self.name
     }
 
+    /// A queue, for what is asked of all of them.
+    pub fn any_queue(&self) -> Option<&TapQueue> {
+        self.queues.first()
+    }
+
     /// The queue of a pair.
     pub fn queue(&self, pair: u16) -> Option<&TapQueue> {
         self.queues.get(usize::from(pair))

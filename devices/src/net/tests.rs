@@ -15,9 +15,11 @@ use tempfile::TempDir;
 
 use super::features as net;
 use super::frame::HEADER_LEN;
-use super::{NetConfig, NetDevice, NetStatsSnapshot};
+use super::{Cable, NetConfig, NetDevice, NetStatsSnapshot};
+use crate::registry::DeviceSpec;
 use crate::testing::{Buffer, DriverRing, GuestRam, readable};
 use crate::virtio::features::{RING_INDIRECT_DESC, VERSION_1};
+use crate::virtio::histogram::timed;
 use crate::virtio::{ActiveQueue, Device, QueueError, QueueHandler};
 
 /// Longest wait for anything.
@@ -207,6 +209,21 @@ impl Rig {
         let mut status = [0; 2];
         self.device.read_config(6, &mut status);
         u16::from_le_bytes(status)
+    }
+
+    /// The configuration space's status as far as it is about the link.
+    fn link(&self) -> u16 {
+        self.status() & 1
+    }
+
+    /// The card's user plugs its cable in, or out.
+    fn plug(&mut self, link: Cable) {
+        let config = NetConfig {
+            link,
+            ..listening(self.directory.path())
+        };
+        let spec = DeviceSpec::Net(config.validate().unwrap());
+        self.device.reconfigure(&spec);
     }
 }
 

@@ -38,6 +38,23 @@ const BELL: u64 = 0;
 const TIMER: u64 = 1;
 const SINK: u64 = 2;
 
+/// A chain whose frame is not copied.
+#[derive(Debug)]
+struct Held {
+    chain: Chain,
+    /// When it was taken from the ring.
+    taken: Instant,
+}
+
+/// A frame of the guest.
+#[derive(Debug)]
+struct Frame {
+    head: Head,
+    /// With its header.
+    bytes: Vec<u8>,
+    taken: Instant,
+}
+
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Transmit {
@@ -47,10 +64,9 @@ pub(super) struct Transmit {
     poller: Poller,
     timer: Timer,
     framer: Framer,
-    /// Chains whose frames are not copied.
-    held: VecDeque<Chain>,
+    held: VecDeque<Held>,
     /// Frames that wait for the other end.
-    stalled: VecDeque<(Head, Vec<u8>)>,
+    stalled: VecDeque<Frame>,
     /// The other end has taken nothing for so long that frames are dropped.
     congested: bool,
     log: LogLimit,
@@ -80,10 +96,10 @@ impl Transmit {
     }
 
     /// Copies the frames of some of the chains that are held.
-    fn copy(&mut self, queue: &mut ActiveQueue) -> Result<Vec<(Head, Vec<u8>)>, QueueError> {
+    fn copy(&mut self, queue: &mut ActiveQueue) -> Result<Vec<Frame>, QueueError> {
         let (mut batch, mut total) = (Vec::new(), 0);
         while total < COPY
-            && let Some(chain) = self.held.pop_front()
+            && let Some(Held { chain, taken }) = self.held.pop_front()
         {
             let len = chain.readable.iter().map(|range| u64::from(range.len()));
             let len = usize::try_from(len.sum::<u64>()).unwrap_or(usize::MAX);
@@ -93,23 +109,30 @@ impl Transmit {
                 continue;
             }
             total += len;
-            batch.push((chain.head, chain.readable, vec![0; len]));
+            let bytes = vec![0; len];
+            batch.push((
+                chain.readable,
+                Frame {
+                    head: chain.head,
+                    bytes,
+                    taken,
+                },
+            ));
         }
         let mut transfers: Vec<_> = batch
             .iter_mut()
-            .map(|(_, ranges, bytes)| Transfer::from_guest(ranges.iter().copied(), bytes))
+            .map(|(ranges, frame)| Transfer::from_guest(ranges.iter().copied(), &mut frame.bytes))
             .collect();
         queue.dma().transfer(&mut transfers);
         let results: Vec<_> = transfers.into_iter().map(|t| t.result).collect();
-        for ((head, _, _), result) in batch.iter().zip(results) {
+        for ((_, frame), result) in batch.iter().zip(results) {
             // there is no status to tell it by
             result.map_err(|fault| QueueError::Request {
-                head: head.index(),
+                head: frame.head.index(),
                 why: format!("its frame cannot be read: {}", with_causes(&fault)),
             })?;
         }
-        let frames = batch.into_iter().map(|(head, _, bytes)| (head, bytes));
-        Ok(frames.collect())
+        Ok(batch.into_iter().map(|(_, frame)| frame).collect())
     }
 
     /// Writes a frame; false if it has to wait.
@@ -181,20 +204,33 @@ impl Transmit {
     fn pump(&mut self, queue: &mut ActiveQueue) -> Result<(), QueueError> {
         loop {
             let mut sent = Vec::with_capacity(self.stalled.len());
-            while let Some((head, frame)) = self.stalled.pop_front() {
-                if !self.send(&frame) {
-                    self.stalled.push_front((head, frame));
+            while let Some(frame) = self.stalled.pop_front() {
+                if !self.send(&frame.bytes) {
+                    self.stalled.push_front(frame);
                     break;
                 }
-                sent.push((head, 0));
+                sent.push(frame);
             }
-            queue.push_together(sent)?;
+            self.give_back(queue, sent)?;
             if !self.stalled.is_empty() || self.held.is_empty() {
                 self.rest();
                 return Ok(());
             }
             self.stalled = self.copy(queue)?.into();
         }
+    }
+
+    /// Gives back the chains of frames that are done with.
+    fn give_back(&self, queue: &mut ActiveQueue, sent: Vec<Frame>) -> Result<(), QueueError> {
+        let now = Instant::now();
+        // those of a batch have the same time, counted once for all of them
+        for batch in sent.chunk_by(|one, other| one.taken == other.taken) {
+            if let Some(Frame { taken, .. }) = batch.first() {
+                let took = now.saturating_duration_since(*taken);
+                self.port.stats.transmit_latency.count(took, batch.len());
+            }
+        }
+        queue.push_together(sent.into_iter().map(|frame| (frame.head, 0)).collect())
     }
 
     /// Waits for what there is to wait for.
@@ -240,15 +276,13 @@ fn bells(port: &Port, pair: u16) -> Option<&Bells> {
 
 impl QueueHandler for Transmit {
     fn serve(&mut self, queue: &mut ActiveQueue, chains: Vec<Chain>) -> Result<(), QueueError> {
-        let began = Instant::now();
-        self.held.extend(chains);
+        let taken = Instant::now();
+        let held = chains.into_iter().map(|chain| Held { chain, taken });
+        self.held.extend(held);
         self.pump(queue)?;
-        match self.stalled.is_empty() {
-            true => self.port.stats.transmit_time.note(began.elapsed()),
-            false => {
-                add(&self.port.stats.counters.tx_stalls, 1);
-                self.timer.arm(PATIENCE);
-            }
+        if !self.stalled.is_empty() {
+            add(&self.port.stats.counters.tx_stalls, 1);
+            self.timer.arm(PATIENCE);
         }
         Ok(())
     }

@@ -9,7 +9,7 @@ use thiserror::Error;
 use super::config::RngSpec;
 use super::handler::RngHandler;
 use super::source::{Source, SourceError};
-use super::stats::RngStats;
+use super::stats::{REQUEST, RngStatsSnapshot, Stats};
 use crate::virtio::bucket::TokenBucket;
 use crate::virtio::{Device, DeviceError, DeviceType, QueueHandler};
 
@@ -25,7 +25,7 @@ pub struct RngDevice {
     source: Arc<Source>,
     /// The worker's alone while there is one: never contended.
     bucket: Option<Arc<Mutex<TokenBucket>>>,
-    stats: Arc<RngStats>,
+    stats: Arc<Stats>,
     queue_sizes: [u16; 1],
 }
 
@@ -52,8 +52,9 @@ impl RngDevice {
     }
 
     /// What it has done so far.
-    pub fn stats(&self) -> &Arc<RngStats> {
-        &self.stats
+    #[must_use]
+    pub fn stats(&self) -> RngStatsSnapshot {
+        self.stats.counters.snapshot()
     }
 }
 
@@ -90,6 +91,8 @@ impl Device for RngDevice {
     }
 
     fn statistics(&self) -> Vec<(&'static str, u64)> {
-        self.stats.snapshot().list()
+        let mut list = self.stats.counters.snapshot().list();
+        list.extend(self.stats.request_latency.list(&REQUEST));
+        list
     }
 }

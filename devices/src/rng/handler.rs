@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use swiotlb::Transfer;
 
 use super::source::{Source, Starved};
-use super::stats::RngStats;
+use super::stats::Stats;
 use crate::virtio::bucket::TokenBucket;
 use crate::virtio::counters::add;
 use crate::virtio::log_limit::LogLimit;
@@ -37,6 +37,8 @@ struct Request {
     ranges: DescriptorRanges,
     /// Bytes that it gets at most; not zero.
     len: u32,
+    /// When it was taken from the ring.
+    taken: Instant,
 }
 
 /// See the module.
@@ -44,7 +46,7 @@ struct Request {
 pub(super) struct RngHandler {
     source: Arc<Source>,
     bucket: Option<Arc<Mutex<TokenBucket>>>,
-    stats: Arc<RngStats>,
+    stats: Arc<Stats>,
     timer: Timer,
     waiting: VecDeque<Request>,
     /// How long the source is left alone when it fails next.
@@ -56,7 +58,7 @@ impl RngHandler {
     pub(super) fn new(
         source: Arc<Source>,
         bucket: Option<Arc<Mutex<TokenBucket>>>,
-        stats: Arc<RngStats>,
+        stats: Arc<Stats>,
     ) -> io::Result<Self> {
         Ok(RngHandler {
             source,
@@ -75,7 +77,7 @@ impl RngHandler {
         while let Some(request) = self.waiting.front() {
             let len = request.len;
             if let Some(delay) = self.limit(len) {
-                add(&self.stats.limited, 1);
+                add(&self.stats.counters.limited, 1);
                 self.timer.arm(delay);
                 break;
             }
@@ -126,7 +128,7 @@ impl RngHandler {
 
     /// The source has nothing: tries again later, and later each time.
     fn starve(&mut self, why: &Starved) {
-        add(&self.stats.starved, 1);
+        add(&self.stats.counters.starved, 1);
         // an empty source fills by itself: a word when it takes long
         let patient = matches!(why, Starved::Empty) && self.retry < RETRY_MAX;
         if !patient && let Some(withheld) = self.log.due() {
@@ -153,13 +155,16 @@ impl RngHandler {
             .collect();
         queue.dma().transfer(&mut transfers);
         let results: Vec<_> = transfers.into_iter().map(|t| t.result).collect();
+        let now = Instant::now();
         let mut broken = Ok(());
         for ((request, bytes), result) in answers.into_iter().zip(results) {
             let head = request.head.index();
             match result {
                 Ok(()) => {
-                    add(&self.stats.requests, 1);
-                    add(&self.stats.bytes, bytes.len());
+                    add(&self.stats.counters.requests, 1);
+                    add(&self.stats.counters.bytes, bytes.len());
+                    let took = now.saturating_duration_since(request.taken);
+                    self.stats.request_latency.count(took, 1);
                     let written = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
                     queue.push_copied(request.head, written)?;
                 }
@@ -176,7 +181,7 @@ impl RngHandler {
 
 impl QueueHandler for RngHandler {
     fn serve(&mut self, queue: &mut ActiveQueue, chains: Vec<Chain>) -> Result<(), QueueError> {
-        let most = self.most();
+        let (most, taken) = (self.most(), Instant::now());
         for chain in chains {
             let room = chain
                 .writable
@@ -184,7 +189,7 @@ impl QueueHandler for RngHandler {
                 .fold(0u32, |sum, range| sum.saturating_add(range.len()));
             if room == 0 {
                 // nothing was asked for, and nothing is told
-                add(&self.stats.bad_requests, 1);
+                add(&self.stats.counters.bad_requests, 1);
                 queue.push_copied(chain.head, 0)?;
                 continue;
             }
@@ -192,6 +197,7 @@ impl QueueHandler for RngHandler {
                 head: chain.head,
                 ranges: chain.writable,
                 len: room.min(most),
+                taken,
             });
         }
         self.answer(queue)

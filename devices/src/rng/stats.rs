@@ -2,6 +2,7 @@
 //! anyone.
 
 use crate::virtio::counters::counters;
+use crate::virtio::histogram::{Histogram, Names, names};
 
 counters! {
     /// Counters of one source of entropy. They outlive resets.
@@ -16,4 +17,15 @@ counters! {
     starved,
     /// Chains without room for a single byte.
     bad_requests,
+}
+
+/// Names of how long requests take.
+pub(super) static REQUEST: Names = names!("request");
+
+/// Counters, and how long requests take: from the batch that took one from the
+/// ring to when it was given back.
+#[derive(Debug, Default)]
+pub(super) struct Stats {
+    pub counters: RngStats,
+    pub request_latency: Histogram,
 }

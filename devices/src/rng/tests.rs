@@ -11,6 +11,7 @@ use rustix::fs::{CWD, FileType, mknodat};
 use super::{RngConfig, RngDevice, RngStatsSnapshot};
 use crate::testing::{Buffer, DriverRing, GuestRam, Line, readable};
 use crate::virtio::features::{RING_INDIRECT_DESC, VERSION_1};
+use crate::virtio::histogram::timed;
 use crate::virtio::{ActiveQueue, Device, DeviceType, QueueError, QueueHandler};
 
 /// Longest wait for anything.
@@ -90,7 +91,7 @@ impl Rig {
     }
 
     fn stats(&self) -> RngStatsSnapshot {
-        self.device.stats().snapshot()
+        self.device.stats()
     }
 }
 
@@ -213,6 +214,27 @@ fn the_limit_bounds_what_a_guest_gets_in_the_time_that_has_passed() {
     assert_eq!(rig.stats().bytes, 20 * 200);
     assert!(rig.stats().limited >= 5, "{:?}", rig.stats());
     assert!(rig.stats().limited <= 40, "{:?}", rig.stats());
+}
+
+#[test]
+fn a_request_that_waits_is_counted_with_its_wait() {
+    let mut rig = Rig::limited(1000, 64);
+    rig.ask(64);
+    rig.ask(32);
+
+    rig.serve().unwrap();
+    let at_once = timed(&rig.device.statistics(), "request");
+    while rig.ring.used_index() < 2 {
+        rig.advance();
+    }
+
+    let listed = rig.device.statistics();
+    assert_eq!((at_once, timed(&listed, "request")), (1, 2));
+    let sum = listed
+        .iter()
+        .find(|(name, _)| *name == "request_latency_us");
+    // 32 bytes at 1000 a second
+    assert!(sum.unwrap().1 > 20_000, "{listed:?}");
 }
 
 #[test]

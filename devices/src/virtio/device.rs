@@ -9,6 +9,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::interrupt::Notifier;
 use super::queue::{ActiveQueue, Chain, QueueError};
+use crate::registry::DeviceSpec;
 
 /// A virtio device type. virtio 1.3 §5
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -40,6 +41,9 @@ pub struct HostPlace {
     pub name: Option<String>,
     /// A terminal, a socket, a file, or whatever else has a path.
     pub path: PathBuf,
+    /// What this part has done so far, if it is one of several: as
+    /// [`Device::statistics`] has it for all of them together.
+    pub statistics: Vec<(&'static str, u64)>,
 }
 
 /// A virtio device. Owned by its transport and called on the thread that
@@ -105,6 +109,16 @@ pub trait Device: Send {
         false
     }
 
+    /// Its user has described the device anew: takes from `spec` what can change
+    /// while it is served, and leaves the rest. Whoever does not know how has
+    /// nothing of that kind.
+    fn reconfigure(&mut self, _spec: &DeviceSpec) {}
+
+    /// The driver has been up for a while, and what a device before this one
+    /// knew of it is lost: its process has ended. Called before the first queue
+    /// is started that goes on where it was.
+    fn resume(&mut self) {}
+
     /// Queue `index` is being asked back from its handler: whatever of the
     /// device's could keep the handler has to let go of it.
     fn stopping(&mut self, _index: u16) {}
@@ -123,6 +137,7 @@ pub trait Device: Send {
         let place = |path: &Path| HostPlace {
             name: None,
             path: path.to_owned(),
+            statistics: Vec::new(),
         };
         self.host_path().map(place).into_iter().collect()
     }

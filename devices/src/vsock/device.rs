@@ -10,7 +10,7 @@ use super::config::VsockSpec;
 use super::event::Event;
 use super::hub::Hub;
 use super::receive::Receive;
-use super::stats::{Stats, VsockStatsSnapshot};
+use super::stats::{ACCEPT, Stats, VsockStatsSnapshot};
 use super::transmit::Transmit;
 use crate::unix::ListenError;
 use crate::virtio::{Device, DeviceError, DeviceType, QueueHandler};
@@ -99,6 +99,14 @@ impl Device for VsockDevice {
         })
     }
 
+    fn resume(&mut self) {
+        tracing::info!(
+            path = %self.hub.spec.path.display(),
+            "the guest is told that its connections have ended: they were another process's"
+        );
+        self.hub.lose();
+    }
+
     fn reset(&mut self) {
         self.hub.lock().clear();
         self.hub.event().hear();
@@ -109,7 +117,7 @@ impl Device for VsockDevice {
         let open = self.hub.lock().len();
         let mut list = self.hub.stats.counters.snapshot().list();
         list.push(("connections", u64::try_from(open).unwrap_or(u64::MAX)));
-        list.extend(self.hub.stats.accept_time.list());
+        list.extend(self.hub.stats.accept_latency.list(&ACCEPT));
         list
     }
 
@@ -127,15 +135,13 @@ pub struct VsockHandle {
 }
 
 impl VsockHandle {
-    /// Ends all connections, as after the host's side was lost, and tells the
-    /// guest so. False if the device is gone.
+    /// Ends all connections, as [`Device::resume`] finds them ended, and tells
+    /// the guest so. False if the device is gone.
     pub fn end_connections(&self) -> bool {
         let Some(hub) = self.hub.upgrade() else {
             return false;
         };
-        hub.lock().clear();
-        hub.stir();
-        hub.event().ring();
+        hub.lose();
         true
     }
 

@@ -53,6 +53,13 @@ impl Hub {
         })
     }
 
+    /// All connections have ended, and the guest is to be told.
+    pub fn lose(&self) {
+        self.lock().clear();
+        self.stir();
+        self.event.ring();
+    }
+
     pub fn lock(&self) -> MutexGuard<'_, Table> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -2,7 +2,7 @@
 //! anyone.
 
 use crate::virtio::counters::counters;
-use crate::virtio::service_time::ServiceTime;
+use crate::virtio::histogram::{Histogram, Names, names};
 
 counters! {
     /// Counters of one vsock device. They outlive resets.
@@ -40,9 +40,12 @@ counters! {
     transport_resets,
 }
 
-/// Counters and how long the guest takes to accept a connection of the host.
+/// Names of how long the guest takes to accept.
+pub(super) static ACCEPT: Names = names!("accept");
+
+/// Counters, and how long the guest takes to accept a connection of the host.
 #[derive(Debug, Default)]
 pub(super) struct Stats {
     pub counters: VsockStats,
-    pub accept_time: ServiceTime,
+    pub accept_latency: Histogram,
 }

@@ -17,6 +17,7 @@ use super::packet::{HEADER_LEN, Header, Op, TYPE_STREAM};
 use super::{VsockConfig, VsockDevice, VsockStatsSnapshot};
 use crate::testing::{Buffer, DriverRing, GuestRam, readable};
 use crate::virtio::features::{RING_INDIRECT_DESC, VERSION_1};
+use crate::virtio::histogram::timed;
 use crate::virtio::{ActiveQueue, Device, QueueError, QueueHandler};
 
 /// Longest wait for anything.

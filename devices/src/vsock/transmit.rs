@@ -170,7 +170,7 @@ impl Transmit {
             Verdict::Refused => add(&self.hub.stats.counters.refused, 1),
             Verdict::Connect(key) => self.connect(header, key),
             Verdict::Accepted(stream, key, took) => {
-                self.hub.stats.accept_time.note(took);
+                self.hub.stats.accept_latency.count(took, 1);
                 add(&self.hub.stats.counters.opened_by_host, 1);
                 let answer = format!("OK {}\n", key.host);
                 // the first bytes that it gets always fit

@@ -284,6 +284,22 @@ fn a_new_front_end_finds_the_device_reset() {
 }
 
 #[test]
+fn what_each_ring_has_served_is_said_when_its_front_end_goes() {
+    let program = Program::serve(&[DISK], BYTES);
+    let mut guest = Guest::new(2);
+    let mut session = Session::connect(&program, 0);
+    session.start(&guest);
+    for (ring, slot) in [(0, 0), (1, 0), (1, 1), (1, 2)] {
+        write(&mut guest, ring, slot, u64::from(slot));
+    }
+
+    drop(session);
+    program.wait_for("served so far", 1);
+
+    assert_eq!(program.count("chains=[1, 3]"), 1);
+}
+
+#[test]
 fn asked_to_leave_it_finishes_and_removes_its_sockets() {
     let mut program = Program::serve(&[DISK, "rng,queue-size=128"], BYTES);
     let mut guest = Guest::new(1);

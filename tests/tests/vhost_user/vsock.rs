@@ -13,6 +13,13 @@ use super::program::{PATIENCE, Program};
 
 const RECEIVE: usize = 0;
 const TRANSMIT: usize = 1;
+const EVENT: usize = 2;
+/// Where the buffer for an event is.
+const EVENT_BUFFER: Buffer = Buffer {
+    address: DATA + 0x3f_0000,
+    len: 4,
+    writable: true,
+};
 /// Bytes of a header. virtio 1.3 §5.10.6
 const HEADER: usize = 44;
 const BUFFER: usize = 4096;
@@ -42,7 +49,7 @@ struct Packet {
 /// A guest with a socket device, and the host's directory of sockets.
 struct Sockets {
     guest: Guest,
-    _session: Session,
+    session: Session,
     program: Program,
     directory: TempDir,
     sent: u16,
@@ -56,7 +63,9 @@ impl Sockets {
         let path = directory.path().join("v");
         let device = format!("vsock,path=\"{}\",cid={CID},queue-size=128", path.display());
         let program = Program::serve(&[&device], 0);
-        let mut guest = Guest::new(2);
+        let mut guest = Guest::new(3);
+        guest.submit(EVENT, 0, &[EVENT_BUFFER]);
+        guest.write(EVENT_BUFFER.address, &[0xff; 4]);
         let mut session = Session::connect(&program, 0);
         session.start(&guest);
         for head in 0..BUFFERS {
@@ -65,7 +74,7 @@ impl Sockets {
         guest.kick(RECEIVE);
         Sockets {
             guest,
-            _session: session,
+            session,
             program,
             directory,
             sent: 0,
@@ -208,14 +217,65 @@ fn the_host_connects_to_a_port_of_the_guest() {
     assert_eq!(String::from_utf8(read).unwrap(), expected);
 }
 
+/// What the guest was told by the event queue: how many bytes, and which.
+fn event(sockets: &mut Sockets) -> (u32, Vec<u8>) {
+    let used = sockets.guest.wait(EVENT);
+    (used.written, sockets.guest.read(EVENT_BUFFER.address, 4))
+}
+
+#[test]
+fn a_guest_is_told_that_its_connections_have_ended_with_the_process_that_had_them() {
+    let mut sockets = Sockets::new();
+    let listener = UnixListener::bind(sockets.path("v_52")).unwrap();
+    sockets.send((GUEST_PORT, HOST_PORT), REQUEST, &[]);
+    let accepted = sockets.receive().operation;
+    let mut host = patient(listener.accept().unwrap().0);
+
+    sockets.program.kill();
+    let end = host.read(&mut [0]).unwrap();
+    sockets.program.start();
+    sockets.session = Session::connect(&sockets.program, 0);
+    sockets.session.start(&sockets.guest);
+    let told = event(&mut sockets);
+    // and it opens another one
+    sockets.send((GUEST_PORT + 1, HOST_PORT), REQUEST, &[]);
+    let again = sockets.receive();
+
+    assert_eq!((accepted, end), (RESPONSE, 0));
+    assert_eq!(told, (4, vec![0; 4]));
+    assert_eq!((again.operation, again.to.1), (RESPONSE, GUEST_PORT + 1));
+}
+
+#[test]
+fn a_guest_whose_rings_were_stopped_for_a_while_keeps_its_connections() {
+    let mut sockets = Sockets::new();
+    let listener = UnixListener::bind(sockets.path("v_52")).unwrap();
+    let ports = (GUEST_PORT, HOST_PORT);
+    sockets.send(ports, REQUEST, &[]);
+    sockets.receive();
+    let mut host = patient(listener.accept().unwrap().0);
+
+    for ring in [RECEIVE, TRANSMIT, EVENT] {
+        let base = sockets.session.frontend.get_vring_base(ring).unwrap();
+        let base = u16::try_from(base).unwrap();
+        sockets.session.start_ring(&sockets.guest, ring, base);
+    }
+    sockets.send(ports, RW, b"still here");
+    let mut read = [0; 10];
+    host.read_exact(&mut read).unwrap();
+
+    assert_eq!(&read, b"still here");
+    assert!(sockets.guest.take(EVENT).is_none());
+}
+
 #[test]
 fn the_guests_address_is_in_the_configuration() {
     let sockets = Sockets::new();
     // the one that is being served is let go
     let Sockets {
-        program, _session, ..
+        program, session, ..
     } = sockets;
-    drop(_session);
+    drop(session);
     let mut session = Session::connect(&program, 0);
     let flags = vhost::vhost_user::message::VhostUserConfigFlags::empty();
 

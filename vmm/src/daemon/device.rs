@@ -6,17 +6,17 @@ use xen::DomId;
 use xen::xenstore::{Error as XenstoreError, XenbusState};
 
 use super::error::AttachError;
-use super::served::{FileId, Phase, ServedDevice};
+use super::served::{Phase, ServedDevice};
 use super::{AT_ONCE, Daemon, RETRY};
 use crate::discovery::{self, DomainInfo, Life, NodeError, Place, Seen};
 use crate::guest::{DeviceSlot, GuestError, Mapping, Said};
 use crate::logs::report;
-use crate::spec::{self, SlotSpec};
+use crate::spec::{self, FileId, SlotSpec};
 use crate::state::StateError;
 
 /// A device that is to be served, if nothing is wrong with it.
-struct Wish {
-    spec: SlotSpec,
+pub(super) struct Wish {
+    pub(super) spec: SlotSpec,
     /// `state`, of a device that xenstore has.
     state: Option<XenbusState>,
 }
@@ -90,7 +90,7 @@ impl Daemon {
     }
 
     /// What is to be served at a place; nothing if its nodes have gone.
-    fn wish(
+    pub(super) fn wish(
         &self,
         place: &Place,
         info: &DomainInfo,

@@ -22,13 +22,13 @@ pub enum StartError {
     #[error(transparent)]
     Host(#[from] xen::host::OpenError),
     /// Xen cannot hand a guest's accesses to a process.
-    #[error("{}: {}", remedy::NO_IOREQ_SERVER, remedy::BUILD_XEN)]
+    #[error("{}", remedy::NO_IOREQ_SERVER)]
     NoIoreqServer,
     /// No word from xenstored.
-    #[error("{}: {}", remedy::NO_XENSTORE, remedy::START_XENSTORED)]
+    #[error("{}", remedy::NO_XENSTORE)]
     Xenstore(#[source] xenstore::Error),
     /// xenstored does not say which domain this is.
-    #[error("{}: {}", remedy::NO_OWN_DOMAIN, remedy::INIT_DOM0)]
+    #[error("{}", remedy::NO_OWN_DOMAIN)]
     OwnDomain(#[source] xenstore::Error),
     /// The state directory cannot be used, or another daemon uses it.
     #[error(transparent)]
@@ -64,6 +64,20 @@ pub enum StartError {
         #[source]
         source: io::Error,
     },
+}
+
+impl StartError {
+    /// What helps; nothing where that is not known, or said already.
+    #[must_use]
+    pub fn remedy(&self) -> Option<String> {
+        match self {
+            StartError::Host(error) => Some(error.remedy()).filter(|remedy| !remedy.is_empty()),
+            StartError::NoIoreqServer => Some(remedy::BUILD_XEN.to_owned()),
+            StartError::Xenstore(_) => Some(remedy::START_XENSTORED.to_owned()),
+            StartError::OwnDomain(_) => Some(remedy::INIT_DOM0.to_owned()),
+            _ => None,
+        }
+    }
 }
 
 /// Why the daemon did not go on.

@@ -7,10 +7,11 @@ use xen::DomId;
 use xen::xenstore::Error as XenstoreError;
 
 use super::error::AttachError;
-use super::served::ServedGuest;
+use super::one::One;
+use super::served::{Phase, ServedGuest};
 use super::{AT_ONCE, Daemon, RETRY, Stopping};
 use crate::config::Config;
-use crate::discovery::{self, DomainInfo};
+use crate::discovery::{self, DomainInfo, Place};
 use crate::guest::{Guest, GuestConfig};
 use crate::logs::report;
 use crate::spec;
@@ -74,7 +75,10 @@ impl Daemon {
     /// # Errors
     /// xenstore's.
     pub(super) fn is_forgotten(&self, domid: DomId) -> Result<bool, XenstoreError> {
-        Ok(self.watches.domains.is_some()
+        // one that xenstored never knew is not lost to it
+        let known = self.one.as_ref().is_none_or(One::is_introduced);
+        Ok(known
+            && self.watches.domains.is_some()
             && self.guests.contains_key(&domid)
             && !discovery::is_alive(&self.store, &self.root, domid)?
             && self.is_in_xen(domid))
@@ -167,7 +171,8 @@ impl Daemon {
     }
 
     /// Someone wants the configuration read anew. What is served stays as it is,
-    /// except that disks take the size that their images have by now.
+    /// except that disks take the size that their images have by now, and cards
+    /// the link that the configuration says.
     pub(super) fn on_reload(&mut self) {
         if !self.control.reload() {
             return;
@@ -189,13 +194,43 @@ impl Daemon {
                 }
                 tracing::info!(
                     file = %file.display(),
-                    "the configuration was read anew; it is for guests and devices to come"
+                    "the configuration was read anew; it is for guests and devices to come, and for the \
+                     links of cards that are served"
                 );
                 self.options.config = config;
+                self.reconfigure();
                 // a device that was refused is one of these
                 self.look_again(AT_ONCE);
             }
             Err(error) => tracing::error!("the configuration stays as it was: {}", report(&error)),
+        }
+    }
+
+    /// Has the devices that are served take what the configuration says of them
+    /// now, as far as it can change while they are: a card's link.
+    fn reconfigure(&self) {
+        for (domid, served) in &self.guests {
+            let devices = served.devices.iter();
+            let devices = devices.filter(|(_, device)| device.phase == Phase::Served);
+            for (key, _) in devices {
+                let place = Place {
+                    domid: *domid,
+                    key: key.clone(),
+                };
+                let wish = match self.wish(&place, &served.info) {
+                    // its removal is told by an event of its own
+                    Ok(None) => continue,
+                    Ok(Some(wish)) => wish,
+                    Err(error) => Err(AttachError::Xenstore(error)),
+                };
+                let told = wish.and_then(|wish| {
+                    let device = wish.spec.device;
+                    Ok(served.guest.reconfigure(key, device)?)
+                });
+                if let Err(error) = told {
+                    tracing::warn!(%domid, device = %key, "stays as it is: {}", report(&error));
+                }
+            }
         }
     }
 

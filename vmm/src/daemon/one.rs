@@ -24,6 +24,11 @@ impl One {
             introduced: false,
         }
     }
+
+    /// Whether xenstored has known it.
+    pub(super) fn is_introduced(&self) -> bool {
+        self.introduced
+    }
 }
 
 impl Daemon {

@@ -1,15 +1,13 @@
 //! A guest that is served, and how far each of its devices is.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use devices::blk::Format;
 
 use crate::discovery::DomainInfo;
 use crate::guest::{DeviceKey, Guest};
-use crate::spec::SlotSpec;
+use crate::spec::{FileId, SlotSpec};
 use crate::state::Recorded;
 
 /// A guest that is served.
@@ -70,25 +68,5 @@ impl ServedDevice {
             starts: 0,
             failures: 0,
         }
-    }
-}
-
-/// A file, whatever its path.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum FileId {
-    /// A regular file: device and inode.
-    File(u64, u64),
-    /// A block device: its number.
-    Block(u64),
-}
-
-impl FileId {
-    /// Which file is at `path`, if one is.
-    pub(super) fn of(path: &Path) -> Option<FileId> {
-        let metadata = fs::metadata(path).ok()?;
-        Some(match metadata.file_type().is_block_device() {
-            true => FileId::Block(metadata.rdev()),
-            false => FileId::File(metadata.dev(), metadata.ino()),
-        })
     }
 }

@@ -33,6 +33,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use devices::registry::DeviceSpec;
 use event_manager::{EventManager, EventSet, Events, RemoteEndpoint, SubscriberId, SubscriberOps};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use xen::dm_op::IoRange;
@@ -167,6 +168,15 @@ impl Guest {
     /// [`GuestError::Ended`].
     pub fn refresh(&self) -> Result<(), GuestError> {
         self.ask(Service::refresh)
+    }
+
+    /// Has a device take from `spec` what can change while it is served.
+    ///
+    /// # Errors
+    /// [`GuestError::Unknown`], [`GuestError::Ended`].
+    pub fn reconfigure(&self, id: &DeviceKey, spec: DeviceSpec) -> Result<(), GuestError> {
+        let id = id.clone();
+        self.ask(move |service| service.reconfigure(&id, &spec))?
     }
 
     /// Takes the events that have come since the last call.

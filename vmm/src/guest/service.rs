@@ -8,6 +8,7 @@ use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use devices::registry::DeviceSpec;
 use devices::virtio::mmio::read_empty_slot;
 use event_manager::{EventOps, Events, MutEventSubscriber};
 use vm_device::bus::{MmioAddress, MmioBus, MmioRange};
@@ -116,6 +117,24 @@ impl Service {
                 slot.refresh();
             }
         }
+    }
+
+    /// Has a device take what can change while it is served.
+    pub(super) fn reconfigure(
+        &mut self,
+        id: &DeviceKey,
+        spec: &DeviceSpec,
+    ) -> Result<(), GuestError> {
+        self.slot_mut(id)?.reconfigure(spec);
+        Ok(())
+    }
+
+    fn slot_mut(&mut self, id: &DeviceKey) -> Result<&mut Slot, GuestError> {
+        let base = self.places.get(id);
+        let found = base.and_then(|base| self.bus.device_mut(MmioAddress(*base)));
+        found
+            .map(|(_, slot)| slot)
+            .ok_or_else(|| GuestError::Unknown(id.clone()))
     }
 
     /// Begins to remove a device.

@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
+use devices::registry::DeviceSpec;
 use devices::virtio::mmio::{Register, read_empty_slot};
 use devices::virtio::{Answer, HostPlace, Interrupt, Notifier, Transport};
 use swiotlb::{Counters, GrantPolicy};
@@ -203,6 +204,13 @@ impl Slot {
         let span = self.span.clone();
         let _entered = span.enter();
         self.guarded("a look at the host", Transport::refresh);
+    }
+
+    /// Has the device take what can change while it is served.
+    pub(super) fn reconfigure(&mut self, spec: &DeviceSpec) {
+        let span = self.span.clone();
+        let _entered = span.enter();
+        self.guarded("a new description", |transport| transport.reconfigure(spec));
     }
 
     /// Begins to remove the device.

@@ -3,7 +3,7 @@
 //! Needs no Xen and no privileges but to the devices' own files. A thread
 //! serves each socket; the calling one waits for a signal.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -20,6 +20,7 @@ use signal_hook::low_level::pipe;
 use thiserror::Error;
 
 use super::DeviceArgument;
+use crate::spec::FileId;
 
 /// A device and its socket.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,6 +46,15 @@ pub enum PairError {
     #[error("{} is the socket of two devices", path.display())]
     Twice {
         /// The socket.
+        path: PathBuf,
+    },
+    /// Two devices on one image, and one of them writes it.
+    #[error(
+        "{} is the image of two devices: give each one of its own, or make both read-only",
+        path.display()
+    )]
+    Image {
+        /// The image.
         path: PathBuf,
     },
     /// A key that only a guest of Xen's has.
@@ -95,6 +105,9 @@ pub fn pair(sockets: Vec<PathBuf>, devices: Vec<DeviceArgument>) -> Result<Vec<S
         let path = path.clone();
         return Err(PairError::Twice { path });
     }
+    if let Some(path) = shared_image(&devices) {
+        return Err(PairError::Image { path });
+    }
     let pairs = sockets.into_iter().zip(devices).enumerate();
     pairs
         .map(|(number, (path, argument))| {
@@ -112,6 +125,21 @@ pub fn pair(sockets: Vec<PathBuf>, devices: Vec<DeviceArgument>) -> Result<Vec<S
             })
         })
         .collect()
+}
+
+/// An image that the second of two disks would wait for, as for one that a
+/// process of before still has.
+fn shared_image(devices: &[DeviceArgument]) -> Option<PathBuf> {
+    let mut seen: HashMap<FileId, bool> = HashMap::new();
+    devices.iter().find_map(|argument| {
+        let DeviceSpec::Blk(disk) = &argument.device else {
+            return None;
+        };
+        let path = disk.path()?;
+        let readonly = disk.readonly();
+        let before = seen.insert(FileId::of(path)?, readonly)?;
+        (!readonly || !before).then(|| path.to_owned())
+    })
 }
 
 /// Serves all of them until SIGTERM, SIGINT or SIGHUP, or until one fails. What
@@ -268,6 +296,26 @@ mod tests {
         let error = pairs(&["/a", "/b", "/a"], &["rng", "rng", "rng"]).unwrap_err();
 
         assert_eq!(error, PairError::Twice { path: "/a".into() });
+    }
+
+    #[test]
+    fn an_image_that_two_devices_would_write_is_refused_whatever_its_path() {
+        let dir = tempfile::tempdir().unwrap();
+        let image = dir.path().join("disk.img");
+        std::fs::write(&image, [0; 4096]).unwrap();
+        let other = dir.path().join("other.img");
+        std::os::unix::fs::symlink(&image, &other).unwrap();
+        let [one, two] = [&image, &other].map(|path| format!("blk,path={}", path.display()));
+        let readonly = |disk: &str| format!("{disk},readonly");
+
+        let both = pairs(&["/a", "/b"], &[&one, &two]);
+        let first = pairs(&["/a", "/b"], &[&readonly(&one), &two]);
+        let second = pairs(&["/a", "/b"], &[&one, &readonly(&two)]);
+        let neither = pairs(&["/a", "/b"], &[&readonly(&one), &readonly(&two)]);
+
+        let refused = Err(PairError::Image { path: other });
+        assert_eq!([&both, &first, &second], [&refused; 3]);
+        assert_eq!(neither.unwrap().len(), 2);
     }
 
     #[test]

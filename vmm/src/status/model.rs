@@ -219,6 +219,9 @@ pub struct Place {
     pub name: Option<String>,
     /// The terminal, the socket or the file.
     pub path: String,
+    /// What a port of several has done, by names of its own.
+    #[serde(default)]
+    pub statistics: BTreeMap<String, u64>,
 }
 
 impl From<&HostPlace> for Place {
@@ -226,6 +229,7 @@ impl From<&HostPlace> for Place {
         Place {
             name: place.name.clone(),
             path: place.path.display().to_string(),
+            statistics: by_name(&place.statistics),
         }
     }
 }
@@ -330,13 +334,16 @@ impl From<&DeviceStats> for DeviceStatus {
             swiotlb: wiring.data.pool.to_string(),
             granted_data: GrantedData::from(&stats.granted),
             queues: stats.queues.iter().map(QueueStatus::from).collect(),
-            statistics: stats
-                .statistics
-                .iter()
-                .map(|(name, value)| ((*name).to_owned(), *value))
-                .collect(),
+            statistics: by_name(&stats.statistics),
         }
     }
+}
+
+fn by_name(statistics: &[(&str, u64)]) -> BTreeMap<String, u64> {
+    let named = statistics.iter();
+    named
+        .map(|(name, value)| ((*name).to_owned(), *value))
+        .collect()
 }
 
 impl From<&QueueCounts> for QueueStatus {

@@ -1,5 +1,9 @@
 //! The status for people: tables of about 100 columns.
 
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
 use std::io::{self, Write};
 
 use super::model::{
@@ -163,6 +167,7 @@ fn detail(device: &DeviceStatus, out: &mut impl Write) -> io::Result<()> {
         let name = place.name.as_deref().unwrap_or_default();
         let text = format!("found at {} {name}", place.path);
         writeln!(out, "    {}", printable(text.trim_end()))?;
+        statistics("    ", &place.statistics, out)?;
     }
     let mapping = format!("{}: {}", device.mapping, device.mapping_source);
     for line in wrap(&printable(&mapping), WIDTH - 4) {
@@ -191,17 +196,78 @@ fn detail(device: &DeviceStatus, out: &mut impl Write) -> io::Result<()> {
         ("waits for the pool", device.dma.pool_full),
         ("grant copies", device.dma.grant_copies),
     ];
-    let statistics: Vec<(&str, u64)> = device
-        .statistics
-        .iter()
-        .map(|(name, value)| (name.as_str(), *value))
-        .collect();
     sentence("  ranges: ", &path, out)?;
     if device.addresses != Addresses::Plain {
         paragraph("  granted data: ", &granted_data(&device.granted_data), out)?;
     }
-    sentence("  did: ", &statistics, out)?;
+    statistics("  ", &device.statistics, out)?;
     sentence("  trouble: ", &trouble, out)
+}
+
+/// What a device, or a part of it, has done: its counters, then a line for each
+/// histogram.
+fn statistics(
+    indent: &str,
+    statistics: &BTreeMap<String, u64>,
+    out: &mut impl Write,
+) -> io::Result<()> {
+    let mut counters = Vec::new();
+    let mut histograms: BTreeMap<&str, Histogram> = BTreeMap::new();
+    for (name, value) in statistics {
+        match name.split_once(LATENCY) {
+            Some((what, part)) => histograms.entry(what).or_default().add(part, *value),
+            None => counters.push((name.as_str(), *value)),
+        }
+    }
+    sentence(&format!("{indent}did: "), &counters, out)?;
+    for (what, histogram) in histograms {
+        let head = format!("{indent}{} latency: ", printable(&what.replace('_', " ")));
+        paragraph(&head, &histogram.text(), out)?;
+    }
+    Ok(())
+}
+
+/// What stands between a histogram's name and that of one of its values.
+const LATENCY: &str = "_latency_";
+
+/// How long things took, as a device counts it.
+#[derive(Default)]
+struct Histogram {
+    /// Of all, µs.
+    sum: u64,
+    /// Counts by their upper bound, µs.
+    buckets: BTreeMap<u64, u64>,
+}
+
+impl Histogram {
+    /// Takes the value of a name without its beginning: `us` is the sum,
+    /// `below_8_us` and `above_us` are buckets.
+    fn add(&mut self, part: &str, value: u64) {
+        let bound = part
+            .strip_prefix("below_")
+            .and_then(|rest| rest.strip_suffix("_us"))
+            .and_then(|bound| bound.parse().ok());
+        match (part, bound) {
+            ("us", _) => self.sum = value,
+            (_, bound) => {
+                self.buckets.insert(bound.unwrap_or(u64::MAX), value);
+            }
+        }
+    }
+
+    fn text(&self) -> String {
+        let all = self.buckets.values().copied().fold(0, u64::saturating_add);
+        let mean = self.sum.checked_div(all).unwrap_or(0);
+        let parts: Vec<String> = self
+            .buckets
+            .iter()
+            .map(|(bound, count)| match *bound {
+                u64::MAX => format!("{count} above"),
+                bound => format!("{count} below {bound}"),
+            })
+            .collect();
+        format!("{mean} us on average; {} us", parts.join(", "))
+    }
 }
 
 /// What becomes of granted data, and why.

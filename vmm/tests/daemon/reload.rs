@@ -1,6 +1,7 @@
 //! A configuration that is read anew while guests are served.
 
 use std::fs;
+use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 
 use vmm::config::Config;
@@ -9,9 +10,14 @@ use xen::fake::toolstack::{Device, VirtioDevice};
 use xen::xenstore::XenbusState;
 
 use crate::bench::{Bench, Running, until};
+use crate::status::status;
 
 /// virtio 1.3 §5.2
 const BLOCK: u32 = 2;
+/// virtio 1.3 §5.1
+const NETWORK: u32 = 1;
+/// virtio 1.3 §5.4
+const ENTROPY: u32 = 4;
 
 /// A configuration file, and a daemon that was started with it.
 struct Configured {
@@ -105,6 +111,57 @@ fn a_disk_takes_the_size_that_its_image_has_by_now() {
     let after = guest.with_driver(&disk, |disk| disk.sectors());
 
     assert_eq!((before, after), (2048, 3 * 2048));
+}
+
+#[test]
+fn a_card_has_its_cable_plugged_out_and_in_while_it_is_served() {
+    let configured = Configured::new();
+    let bench = &configured.bench;
+    let guest = bench.guest("web");
+    let path = bench.path("card");
+    // a card connects as soon as it is made
+    let _listener = UnixListener::bind(&path).unwrap();
+    let link = |word: &str| {
+        let link = format!("link = {word:?}");
+        configured.change(&format!(
+            "[guest.web.virtio.device1.net]\nsocket = {path:?}\n{link}\n"
+        ));
+    };
+    let is_up = |up| {
+        until("the link is as configured", || {
+            let told = status(bench);
+            let mut devices = told.guests.iter().flat_map(|guest| &guest.devices);
+            devices.any(|device| device.statistics["link_up"] == up)
+        });
+    };
+    link("up");
+    let device = VirtioDevice::new(guest.id(), 0, 0, NETWORK);
+    bench.toolstack.add(&device).unwrap();
+    bench.wait(&device, XenbusState::InitWait);
+
+    for (word, up) in [("up", 1), ("down", 0), ("up", 1)] {
+        link(word);
+        is_up(up);
+    }
+
+    assert_eq!(guest.device_id(device.base), u64::from(NETWORK));
+}
+
+#[test]
+fn a_device_whose_entry_has_gone_stays_as_it_is_and_that_is_said() {
+    let configured = Configured::new();
+    let bench = &configured.bench;
+    let guest = bench.guest("web");
+    configured.change("[guest.web.virtio.device4.rng]\n");
+    let device = VirtioDevice::new(guest.id(), 0, 0, ENTROPY);
+    bench.toolstack.add(&device).unwrap();
+    bench.wait(&device, XenbusState::InitWait);
+
+    configured.change("");
+
+    let log = &configured.daemon.log;
+    log.line(&["WARN", "virtio/0", "stays as it is", "has no entry"]);
+    assert_eq!(guest.device_id(device.base), u64::from(ENTROPY));
 }
 
 #[test]

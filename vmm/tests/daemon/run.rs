@@ -92,6 +92,22 @@ fn in_libxls_window_the_slots_beside_a_device_answer() {
 }
 
 #[test]
+fn a_guest_that_xenstored_never_knew_is_not_said_to_be_lost_to_it() {
+    let bench = Bench::new();
+    let (guest, other) = (bench.unknown_guest(), bench.guest("other"));
+    let image = bench.image("given.img", 4096);
+    let run = bench.daemon_with(options(&bench, guest.id(), &[&format!("blk,path={image}")]));
+
+    // every end of a guest has all others looked at
+    bench.destroy(&other);
+    guest.domain.destroy();
+    run.log.line(&["the guest is over"]);
+
+    assert_eq!(run.log.count("WARN"), 0);
+    run.left();
+}
+
+#[test]
 fn what_xenstore_announces_for_the_guest_is_served_and_other_guests_are_not() {
     let bench = Bench::new();
     let (guest, other) = (bench.guest("web"), bench.guest("other"));

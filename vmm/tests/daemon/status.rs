@@ -20,7 +20,7 @@ fn socket(bench: &Bench) -> PathBuf {
 }
 
 #[track_caller]
-fn status(bench: &Bench) -> Status {
+pub(crate) fn status(bench: &Bench) -> Status {
     ask(&socket(bench)).unwrap()
 }
 

@@ -64,6 +64,12 @@ pub enum EndpointError {
         #[source]
         source: io::Error,
     },
+    /// Another port writes it, of this console or of another one.
+    #[error("the log {path} is another port's: give each a file of its own")]
+    InUse {
+        /// The path.
+        path: PathBuf,
+    },
     /// Neither a file nor a character device.
     #[error("{path} is neither a file nor a character device")]
     Kind {

@@ -128,6 +128,8 @@ fn output_is_held_when_the_buffer_is_full_and_lost_nowhere() {
     assert_eq!(rig.transmit.ring.used().len(), 2);
     let stats = rig.stats();
     assert_eq!((stats.stalls, stats.dropped_bytes), (1, 0));
+    let listed = rig.device.statistics();
+    assert_eq!(timed(&listed, "output"), stats.output_chains);
 }
 
 #[test]

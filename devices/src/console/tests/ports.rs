@@ -291,6 +291,30 @@ fn output_is_logged_whether_somebody_reads_it_or_not() {
 }
 
 #[test]
+fn each_port_is_counted_by_itself_and_all_of_them_together() {
+    let mut ports = Ports::new();
+    ports.rig.write(b"console");
+    ports.write(b"agent one");
+    ports.write(b"agent two");
+
+    let places = ports.rig.device.places();
+    let all = ports.rig.device.statistics();
+
+    let counted = |list: &[(&str, u64)], name: &str| {
+        let found = list.iter().find(|(known, _)| *known == name);
+        found.map(|(_, count)| *count)
+    };
+    let chains = |list: &[(&str, u64)]| (counted(list, "output_chains"), timed(list, "output"));
+    let each: Vec<_> = places
+        .iter()
+        .map(|place| chains(&place.statistics))
+        .collect();
+    assert_eq!(each, [(Some(1), 1), (Some(2), 2), (Some(0), 0)]);
+    assert_eq!(chains(&all), (Some(3), 3));
+    assert_eq!(counted(&all, "output_bytes"), Some(25));
+}
+
+#[test]
 fn messages_that_make_no_sense_are_counted_and_hurt_nobody() {
     let mut ports = Ports::new();
     ports.bring_up();

@@ -85,7 +85,7 @@ fn a_guest_that_is_to_announce_itself_says_when_it_has() {
     let mut rig = Rig::listening();
     let _other = rig.connect();
 
-    rig.device.handle().announce();
+    rig.device.port().announce();
     let asked = rig.status();
     let answer = rig.command(3, 0, &[]);
 

@@ -10,13 +10,13 @@ fn connecting(directory: &std::path::Path) -> NetConfig {
 fn a_link_is_down_without_another_end_and_frames_are_dropped() {
     let mut rig = Rig::listening();
 
-    let before = rig.status();
+    let before = rig.link();
     rig.send(&frame(BROADCAST, 60, 1));
     let dropped = rig.stats().tx_dropped;
     let other = rig.connect();
-    let connected = rig.status();
+    let connected = rig.link();
     drop(other);
-    rig.until("the link stays up", |rig| rig.status() == 0);
+    rig.until("the link stays up", |rig| rig.link() == 0);
 
     assert_eq!((before, dropped, connected), (0, 1, 1));
     assert_eq!(rig.transmit.ring.used().len(), 1);
@@ -41,19 +41,19 @@ fn the_next_one_is_let_in_when_the_first_has_gone() {
 fn a_card_connects_when_somebody_listens_and_again_after_that() {
     let mut rig = Rig::new(connecting, 0);
     rig.settle_down();
-    let before = rig.status();
+    let before = rig.link();
 
     let mut read = Vec::new();
     for number in [1, 2] {
         let listener = UnixListener::bind(rig.path()).unwrap();
-        rig.until("it does not connect", |rig| rig.status() == 1);
+        rig.until("it does not connect", |rig| rig.link() == 1);
         let (mut other, _) = listener.accept().unwrap();
         other.set_nonblocking(true).unwrap();
         rig.send(&frame(BROADCAST, 60, number));
         read.push(rig.read_frame(&mut other));
         std::fs::remove_file(rig.path()).unwrap();
         drop((listener, other));
-        rig.until("the link stays up", |rig| rig.status() == 0);
+        rig.until("the link stays up", |rig| rig.link() == 0);
     }
 
     assert_eq!(before, 0);
@@ -115,19 +115,67 @@ fn a_cable_that_is_pulled_out_stops_all_frames_and_is_told() {
     let mut rig = Rig::listening();
     let mut other = rig.connect();
     rig.offer(2048);
-    let handle = rig.device.handle();
 
-    handle.set_link(false);
-    let out = rig.status();
+    rig.plug(Cable::Down);
+    let out = rig.link();
     rig.send(&frame(BROADCAST, 60, 1));
     write_frame(&mut other, &frame(MAC, 60, 2));
     rig.until("the frame is kept", |rig| rig.stats().rx_filtered == 1);
-    handle.set_link(true);
+    rig.plug(Cable::Up);
     rig.send(&frame(BROADCAST, 60, 3));
 
-    assert_eq!((out, rig.status()), (0, 1));
+    assert_eq!((out, rig.link()), (0, 1));
     assert!(rig.read_frame(&mut other) == frame(BROADCAST, 60, 3));
     assert_eq!(rig.stats().tx_dropped, 1);
+}
+
+#[test]
+fn a_card_begins_without_its_cable_where_that_is_configured() {
+    let mut rig = Rig::new(
+        |directory| NetConfig {
+            link: Cable::Down,
+            ..listening(directory)
+        },
+        0,
+    );
+    let mut other = UnixStream::connect(rig.path()).unwrap();
+    rig.until("nobody is let in", |rig| rig.device.port().is_connected());
+
+    let before = rig.link();
+    rig.plug(Cable::Up);
+    other.set_nonblocking(true).unwrap();
+    rig.send(&frame(BROADCAST, 60, 1));
+
+    assert_eq!((before, rig.link()), (0, 1));
+    assert!(rig.read_frame(&mut other) == frame(BROADCAST, 60, 1));
+    assert_eq!((rig.stats().link_ups, rig.stats().link_downs), (1, 0));
+}
+
+#[test]
+fn a_guest_whose_link_has_come_up_is_asked_to_announce_itself_a_moment_later() {
+    let mut rig = Rig::listening();
+    let _other = rig.connect();
+
+    let at_once = rig.status();
+    rig.until("it is not asked", |rig| rig.status() == 3);
+    rig.command(3, 0, &[]);
+    rig.plug(Cable::Down);
+    let down = rig.status();
+    rig.plug(Cable::Up);
+    rig.until("it is not asked again", |rig| rig.status() == 3);
+
+    assert_eq!((at_once, down), (1, 0));
+    assert_eq!(rig.stats().announcements, 2);
+}
+
+#[test]
+fn a_guest_that_cannot_announce_itself_is_not_asked_to() {
+    let mut rig = Rig::new(listening, net::GUEST_ANNOUNCE);
+    let _other = rig.connect();
+
+    rig.device.port().announce();
+
+    assert_eq!((rig.status(), rig.stats().announcements), (1, 0));
 }
 
 #[test]

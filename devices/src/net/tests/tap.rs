@@ -2,7 +2,8 @@
 #![allow(unsafe_code)]
 
 use std::net::UdpSocket;
-use std::process::Command;
+use std::process::{Command, Stdio};
+use std::sync::mpsc;
 
 use super::*;
 use crate::net::{OpenError, TapError};
@@ -22,6 +23,28 @@ fn ip(arguments: &str) {
     assert!(status.success(), "ip {arguments}");
 }
 
+/// Several commands, one a line.
+fn ip_batch(lines: &str) {
+    let mut ip = Command::new("ip")
+        .args(["-batch", "-"])
+        .stdin(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let written = ip.stdin.take().unwrap().write_all(lines.as_bytes());
+    assert!(ip.wait().unwrap().success() && written.is_ok(), "{lines}");
+}
+
+/// Makes this thread's /sys that of its network.
+fn see_the_own_network() {
+    // SAFETY: it concerns nothing but this thread's system calls
+    let left = unsafe { libc::unshare(libc::CLONE_NEWNS) };
+    assert_eq!(left, 0, "{}", std::io::Error::last_os_error());
+    for arguments in ["--make-rprivate /", "-t sysfs sysfs /sys"] {
+        let mount = Command::new("mount").args(arguments.split(' ')).status();
+        assert!(mount.unwrap().success(), "mount {arguments}");
+    }
+}
+
 /// A card on the tap `vm`, and an address of the host on it.
 fn on_tap(queues: u16, without: u64) -> Rig {
     leave_the_network();
@@ -29,9 +52,10 @@ fn on_tap(queues: u16, without: u64) -> Rig {
         queues,
         ..NetConfig::tap("vm")
     };
-    let rig = Rig::new(config, without);
+    let mut rig = Rig::new(config, without);
     ip("addr add 10.9.0.1/24 dev vm");
     ip("link set vm up");
+    rig.until("there is no link", |rig| rig.link() == 1);
     ip("neigh add 10.9.0.2 lladdr 02:00:00:00:00:01 dev vm");
     rig
 }
@@ -119,12 +143,127 @@ fn datagrams_go_both_ways_with_and_without_offloads() {
 
 #[test]
 #[ignore = "needs root and /dev/net/tun"]
+fn the_link_follows_the_interface_and_its_carrier_whatever_it_is_called() {
+    let mut rig = on_tap(1, 0);
+
+    for (down, up) in [
+        ("link set vm down", "link set vm up"),
+        ("link set vm carrier off", "link set vm carrier on"),
+        ("link set vm down name other", "link set other up"),
+    ] {
+        ip(down);
+        rig.until("the link stays up", |rig| rig.link() == 0);
+        ip(up);
+        rig.until("the link stays down", |rig| rig.link() == 1);
+    }
+
+    let stats = rig.stats();
+    assert_eq!((stats.link_downs, stats.link_ups), (3, 4));
+}
+
+#[test]
+#[ignore = "needs root and /dev/net/tun"]
+fn an_interface_that_comes_up_while_no_driver_is_there_is_found_up() {
+    leave_the_network();
+    let config = NetConfig::tap("vm").validate().unwrap();
+    let mut device = NetDevice::open(config).unwrap();
+    let before = device.handle().is_up();
+
+    ip("link set vm up");
+    let deadline = Instant::now() + PATIENCE;
+    while !device.handle().is_up() {
+        assert!(Instant::now() < deadline, "the link stays down");
+        device.reset();
+    }
+
+    assert!(!before);
+}
+
+#[test]
+#[ignore = "needs root and /dev/net/tun"]
+fn an_interface_that_was_up_before_has_its_link_without_a_word_of_the_host() {
+    leave_the_network();
+    ip("tuntap add vm mode tap");
+    ip("link set vm up");
+
+    let mut rig = Rig::new(|_| NetConfig::tap("vm"), 0);
+    rig.until("the link stays down", |rig| rig.link() == 1);
+
+    assert!(rig.device.handle().is_up());
+}
+
+#[test]
+#[ignore = "needs root and /dev/net/tun"]
+fn changes_of_other_interfaces_are_nobodys_and_more_than_anybody_keeps_lose_nothing() {
+    let mut rig = on_tap(1, 0);
+    let before = rig.stats();
+
+    // the kernel keeps about 200 KiB of messages
+    ip_batch(&"link add name other type bridge\nlink del other\n".repeat(200));
+    ip("link set vm down");
+    rig.until("the link stays up", |rig| rig.link() == 0);
+
+    assert_eq!(rig.stats().link_downs, before.link_downs + 1);
+    assert_eq!(rig.stats().link_ups, before.link_ups);
+}
+
+#[test]
+#[ignore = "needs root and /dev/net/tun"]
+fn an_interface_that_was_moved_to_another_network_is_taken_to_be_up() {
+    let mut rig = on_tap(1, 0);
+
+    let (told, elsewhere) = mpsc::channel();
+    let (end, ended) = mpsc::channel::<()>();
+    let thread = std::thread::spawn(move || {
+        leave_the_network();
+        // SAFETY: it has no conditions
+        told.send(unsafe { libc::gettid() }).unwrap();
+        ended.recv().unwrap_err()
+    });
+    ip(&format!("link set vm netns {}", elsewhere.recv().unwrap()));
+    rig.settle_down();
+
+    assert_eq!(rig.link(), 1);
+    drop(end);
+    thread.join().unwrap();
+}
+
+#[test]
+#[ignore = "needs root and /dev/net/tun"]
+fn a_guest_announces_itself_on_a_bridge_that_its_tap_comes_to_and_that_comes_back() {
+    let mut rig = on_tap(1, 0);
+    see_the_own_network();
+    rig.until("it is not asked", |rig| rig.status() == 3);
+    rig.command(3, 0, &[]);
+
+    let mut asked = Vec::new();
+    ip("link add name lan type bridge");
+    ip("link set vm master lan");
+    rig.settle_down();
+    asked.push(rig.stats().announcements);
+    for down in [false, true] {
+        if down {
+            ip("link set lan down");
+            rig.settle_down();
+        }
+        ip("link set lan up");
+        rig.until("it is not asked", |rig| rig.status() == 3);
+        rig.command(3, 0, &[]);
+        asked.push(rig.stats().announcements);
+    }
+
+    assert_eq!(asked, [1, 2, 3]);
+    assert_eq!(rig.stats().link_downs, 0);
+}
+
+#[test]
+#[ignore = "needs root and /dev/net/tun"]
 fn a_tap_that_vanishes_takes_the_link_down_and_nothing_else() {
     let mut rig = on_tap(1, 0);
-    let before = rig.status();
+    let before = rig.link();
 
     ip("link del vm");
-    rig.until("the link stays up", |rig| rig.status() == 0);
+    rig.until("the link stays up", |rig| rig.link() == 0);
     rig.send(&frame(BROADCAST, 60, 1));
     let answer = rig.command(0, 0, &[0]);
 
@@ -146,7 +285,7 @@ fn a_tap_that_vanishes_is_missed_by_a_guest_that_waits_for_frames() {
 
     ip("link del vm");
 
-    rig.until("the link stays up", |rig| rig.status() == 0);
+    rig.until("the link stays up", |rig| rig.link() == 0);
     assert_eq!(rig.stats().link_downs, 1);
 }
 
@@ -158,7 +297,7 @@ fn a_guest_that_sends_first_finds_out_that_the_tap_has_vanished() {
     ip("link del vm");
     rig.send(&frame(BROADCAST, 60, 1));
 
-    assert_eq!(rig.status(), 0);
+    assert_eq!(rig.link(), 0);
     assert_eq!(rig.transmit.ring.used().len(), 1);
 }
 

@@ -44,6 +44,8 @@ pub struct Backend {
     features: u64,
     region: Option<InflightRegion>,
     log: Option<Arc<DirtyLog>>,
+    /// The device knows that its driver was up before it.
+    resumed: bool,
     sender: Sender<Returned>,
     receiver: Receiver<Returned>,
     returned: EventFd,
@@ -70,6 +72,7 @@ impl Backend {
             features: 0,
             region: None,
             log: None,
+            resumed: false,
             sender,
             receiver,
             returned: EventFd::new(EFD_NONBLOCK)?,
@@ -81,6 +84,7 @@ impl Backend {
     pub fn disconnect(&mut self) {
         self.stop(|_| true);
         self.device.reset();
+        self.resumed = false;
         for ring in &mut self.rings {
             ring.forget();
         }
@@ -88,6 +92,11 @@ impl Backend {
         self.features = 0;
         self.region = None;
         self.log = None;
+    }
+
+    /// Chains that each ring has given back so far, to all its front ends.
+    pub fn served(&self) -> Vec<u64> {
+        self.rings.iter().map(Ring::served).collect()
     }
 
     /// Why the last message was refused, if it was.
@@ -160,6 +169,9 @@ impl Backend {
             returned: &self.returned,
         };
         for ring in self.rings.iter_mut().filter(|ring| which(ring)) {
+            if ring.goes_on() && !std::mem::replace(&mut self.resumed, true) {
+                self.device.resume();
+            }
             ring.start(&mut *self.device, &context)?;
         }
         Ok(())
@@ -239,6 +251,7 @@ impl VhostUserBackendReqHandlerMut for Backend {
     fn reset_device(&mut self) -> Result<()> {
         self.stop(|_| true);
         self.device.reset();
+        self.resumed = false;
         for ring in &mut self.rings {
             ring.forget();
             // its driver has forgotten them

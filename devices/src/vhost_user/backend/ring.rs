@@ -1,6 +1,7 @@
 //! One ring: what the front end has said of it, and its worker.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::Sender;
 
 use vmm_sys_util::eventfd::EventFd;
@@ -41,6 +42,8 @@ pub(super) struct Ring {
     base: u16,
     kick: Option<EventFd>,
     enabled: bool,
+    /// It has run since its driver began.
+    ran: bool,
     line: Arc<Line>,
     notifier: Arc<Notifier>,
     stats: Arc<QueueStats>,
@@ -60,6 +63,7 @@ impl Ring {
             base: 0,
             kick: None,
             enabled: false,
+            ran: false,
             line,
             notifier,
             stats: Arc::default(),
@@ -79,6 +83,11 @@ impl Ring {
 
     pub(super) fn is_running(&self) -> bool {
         self.worker.is_some()
+    }
+
+    /// Chains given back so far.
+    pub(super) fn served(&self) -> u64 {
+        self.stats.pushed.load(Ordering::Relaxed)
     }
 
     pub(super) fn index(&self) -> u16 {
@@ -129,6 +138,12 @@ impl Ring {
         self.base
     }
 
+    /// Whether it would start now where somebody before us has left it.
+    pub(super) fn goes_on(&self) -> bool {
+        let starts = self.enabled && self.addresses.is_some() && self.kick.is_some();
+        starts && !self.is_running() && !self.ran && self.base != 0
+    }
+
     /// Starts its worker, if it is enabled and the front end has said all that
     /// is needed.
     pub(super) fn start(
@@ -151,6 +166,7 @@ impl Ring {
         let worker = self.worker(layout, inflight, &kick, device, context);
         self.kick = Some(kick);
         let index = self.index;
+        self.ran = true;
         self.worker = Some(worker.map_err(|source| Refusal::Start { index, source })?);
         tracing::debug!(
             ring = index,

@@ -178,6 +178,7 @@ impl Server {
             }
         }
         backend.disconnect();
+        tracing::info!(chains = ?backend.served(), "served so far, by each ring");
         Ok(())
     }
 

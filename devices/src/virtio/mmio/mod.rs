@@ -46,6 +46,7 @@ use super::device::{Device, DmaProvider};
 use super::features::{self, STATUS_DRIVER_OK, STATUS_FEATURES_OK, STATUS_NEEDS_RESET};
 use super::interrupt::{Interrupt, Notifier};
 use super::queue::QueueStats;
+use crate::registry::DeviceSpec;
 use queues::{QueueContext, Queues};
 pub use register::{Register, read_empty_slot};
 
@@ -341,6 +342,11 @@ impl Transport {
         if self.device.refresh() {
             self.notifier.config_changed();
         }
+    }
+
+    /// Tells the device that its user describes it anew.
+    pub fn reconfigure(&mut self, spec: &DeviceSpec) {
+        self.device.reconfigure(spec);
     }
 
     /// Takes back the queues that workers have given back. True when nothing is

@@ -34,8 +34,7 @@ fn a_client_gets_the_port_it_asks_for_and_a_word_when_it_is_accepted() {
     );
     assert_eq!(rig.stats().opened_by_host, 1);
     let listed = rig.device.statistics();
-    let times = listed.iter().filter(|(name, _)| name.starts_with("took_"));
-    assert_eq!(times.map(|(_, count)| count).sum::<u64>(), 1);
+    assert_eq!(timed(&listed, "accept"), 1);
 }
 
 #[test]
