@@ -11,12 +11,14 @@
 mod tests;
 
 use std::collections::HashSet;
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use swiotlb::range::GRANT_BIT;
 use swiotlb::{
     Access, CopyBytes, Dma, Fault, GrantAddress, GrantCopy, GrantLoan, GrantMode, GrantPolicy,
@@ -25,13 +27,15 @@ use swiotlb::{
 };
 use virtio_bindings::virtio_ring::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
 use vm_memory::{
-    GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, VolatileSlice,
+    FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, VolatileSlice,
 };
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use zerocopy::IntoBytes;
 
 use crate::virtio::queue::{Descriptor, QueueStats};
-use crate::virtio::{ActiveQueue, Interrupt, Notifier, QueueLayout, QueuePosition};
+use crate::virtio::{
+    ActiveQueue, Interrupt, Notifier, QueueLayout, QueuePosition, SharedRegion, Sharing,
+};
 
 /// Bytes of a translated piece: a plain range over its end has two segments.
 pub const CHUNK: u64 = 16 * PAGE_SIZE;
@@ -44,6 +48,7 @@ pub struct GuestRam {
 
 struct Inner {
     memory: GuestMemoryMmap<()>,
+    file: Arc<File>,
     size: u64,
     next: AtomicU64,
     lent: AtomicUsize,
@@ -55,10 +60,15 @@ impl GuestRam {
     /// RAM of `pages` pages. The first is never handed out by `alloc`.
     pub fn new(pages: u64) -> Self {
         let size = pages * PAGE_SIZE;
-        let regions = [(GuestAddress(0), size as usize)];
+        let file = memfd_create("guest", MemfdFlags::CLOEXEC).unwrap();
+        ftruncate(&file, size).unwrap();
+        let file = Arc::new(File::from(file));
+        let whole = FileOffset::from_arc(Arc::clone(&file), 0);
+        let regions = [(GuestAddress(0), size as usize, Some(whole))];
         GuestRam {
             inner: Arc::new(Inner {
-                memory: GuestMemoryMmap::from_ranges(&regions).unwrap(),
+                memory: GuestMemoryMmap::from_ranges_with_files(&regions).unwrap(),
+                file,
                 size,
                 next: AtomicU64::new(PAGE_SIZE),
                 lent: AtomicUsize::new(0),
@@ -71,6 +81,17 @@ impl GuestRam {
     /// The RAM itself, for code that wants it so.
     pub fn memory(&self) -> &GuestMemoryMmap<()> {
         &self.inner.memory
+    }
+
+    /// All of it, for another process.
+    pub fn region(&self, sharing: Sharing) -> SharedRegion {
+        SharedRegion {
+            address: 0,
+            len: self.inner.size,
+            file: self.inner.file.try_clone().unwrap().into(),
+            offset: 0,
+            sharing,
+        }
     }
 
     /// Address of `len` fresh bytes, aligned to 16.

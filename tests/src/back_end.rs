@@ -8,7 +8,9 @@ use std::time::Duration;
 use devices::registry::DeviceSpec;
 use devices::vhost_user::backend::{Server, Stop};
 use devices::vhost_user::frontend::VhostUserConfig;
+use devices::vhost_user::frontend::config::Memory;
 use devices::virtio::Device;
+use vmm::demo::guest::Addresses;
 
 /// A back end on a socket; ends when it is dropped.
 pub struct BackEnd {
@@ -45,6 +47,39 @@ impl Drop for BackEnd {
         self.stop.stop();
         if let Some(thread) = self.thread.take() {
             thread.join().unwrap();
+        }
+    }
+}
+
+/// How a guest's driver names memory, and which memory its back end is given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Way {
+    pub addresses: Addresses,
+    pub memory: Memory,
+}
+
+impl Way {
+    /// Grants through the pool.
+    pub const GRANTS: Way = Way {
+        addresses: Addresses::Grants,
+        memory: Memory::Bounce,
+    };
+    /// Plain addresses through the pool.
+    pub const PLAIN: Way = Way {
+        addresses: Addresses::Plain,
+        memory: Memory::Bounce,
+    };
+    /// Plain addresses, with which the back end reaches the guest itself.
+    pub const DIRECT: Way = Way {
+        addresses: Addresses::Plain,
+        memory: Memory::Foreign,
+    };
+
+    /// A device of type `virtio_id` behind `socket`, by this way.
+    pub fn config(self, socket: impl Into<PathBuf>, virtio_id: u32) -> VhostUserConfig {
+        VhostUserConfig {
+            memory: self.memory,
+            ..VhostUserConfig::new(socket, virtio_id)
         }
     }
 }

@@ -8,6 +8,7 @@
 mod foreign;
 mod generation;
 mod grant;
+mod share;
 mod window;
 
 use std::io;
@@ -18,6 +19,7 @@ use vm_memory::VolatileSlice;
 pub use foreign::ForeignRam;
 pub use generation::{Generation, Slices};
 pub use grant::{GrantAddress, GrantError, GrantRange};
+pub use share::{SharedRam, SharedRun};
 pub use window::Window;
 
 use crate::domid::DomId;

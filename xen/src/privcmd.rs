@@ -9,6 +9,7 @@ mod eventfd;
 mod foreign;
 
 use std::fmt;
+use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
@@ -20,6 +21,7 @@ pub use foreign::ForeignPages;
 use crate::domid::DomId;
 use crate::fake;
 use crate::features::FeatureWord;
+use crate::memory::SharedRun;
 use crate::sys::mapping::Mapping;
 use crate::sys::privcmd::PrivcmdFile;
 use crate::sys::reservation::Reservation;
@@ -215,6 +217,35 @@ impl Privcmd {
         on_file!(self, file => file.mmap_batch_into(dom, gfns, &mut errors, into, at))
             .map_err(|e| batch_error(dom, gfns, e))?;
         Ok(errors)
+    }
+
+    /// Whether this is the kernel's file.
+    pub(crate) fn is_kernel(&self) -> bool {
+        matches!(&*self.0, Backend::Kernel(_))
+    }
+
+    /// Another privcmd file, for another process: calls that concern `dom`, and
+    /// no others.
+    ///
+    /// # Errors
+    /// [`Error::Failed`]: it cannot be opened, or not restricted.
+    pub(crate) fn restricted_file(&self, dom: DomId) -> Result<File> {
+        PrivcmdFile::open_restricted(dom)
+            .map_err(|e| Error::new("IOCTL_PRIVCMD_RESTRICT", format_args!("domain {dom}"), e))
+    }
+
+    /// The file that is a domain's memory, where there is one.
+    ///
+    /// # Errors
+    /// [`Error::NoDomain`].
+    pub(crate) fn memory_file(&self, dom: DomId) -> Result<Option<(Arc<File>, Vec<SharedRun>)>> {
+        match &*self.0 {
+            Backend::Kernel(_) => Ok(None),
+            Backend::Fake(file) => file
+                .memory_file(dom)
+                .map(Some)
+                .map_err(|e| Error::new("memory file", format_args!("domain {dom}"), e)),
+        }
     }
 
     /// One device-model operation, raw; [`dm_op`](crate::dm_op) types them.

@@ -1,6 +1,6 @@
 //! What a device is to its transport and to its workers.
 
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -9,6 +9,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::interrupt::Notifier;
 use super::queue::{ActiveQueue, Chain, QueueError};
+use super::ring::RingServer;
 use crate::registry::DeviceSpec;
 
 /// A virtio device type. virtio 1.3 §5
@@ -48,7 +49,8 @@ pub struct HostPlace {
 
 /// A virtio device. Owned by its transport and called on the thread that
 /// answers register accesses; its queues are served by the handlers it makes,
-/// each on a worker thread of its own.
+/// each on a worker thread of its own, or, where it is a [`RingServer`], by
+/// itself.
 pub trait Device: Send {
     /// Its type.
     fn device_type(&self) -> DeviceType;
@@ -82,6 +84,12 @@ pub trait Device: Send {
         index: u16,
         features: u64,
     ) -> Result<Box<dyn QueueHandler>, DeviceError>;
+
+    /// The device itself, if it serves its rings: it is given them, and
+    /// [`Device::start_queue`] is not called. Always the same answer.
+    fn ring_server(&self) -> Option<&dyn RingServer> {
+        None
+    }
 
     /// The device is put behind registers, once. `notifier` is for what it tells
     /// its driver outside of its queues' workers; `attention` is rung when
@@ -192,11 +200,62 @@ pub trait QueueHandler: Send {
     fn settle(&mut self, _queue: &mut ActiveQueue) {}
 }
 
-/// Opens data paths to one guest's memory, one for each queue.
+/// Opens data paths to one guest's memory, one for each queue; or tells how
+/// another process is given it.
 pub trait DmaProvider: Send + Sync {
     /// A data path.
     ///
     /// # Errors
     /// A failure of the host.
     fn open(&self) -> Result<Dma, DeviceError>;
+
+    /// What sharing this memory with another process takes of that one. Does not
+    /// wait.
+    ///
+    /// # Errors
+    /// It cannot be shared; says why and what would help.
+    fn sharing(&self) -> Result<Sharing, DeviceError> {
+        Err(Box::new(NotShared))
+    }
+
+    /// All of the guest's memory, for another process: as it is now. May take a
+    /// while.
+    ///
+    /// # Errors
+    /// As [`DmaProvider::sharing`], or a failure of the host.
+    fn share(&self) -> Result<Vec<SharedRegion>, DeviceError> {
+        Err(Box::new(NotShared))
+    }
+}
+
+/// This embedder's memory is not for others.
+#[derive(Debug, thiserror::Error)]
+#[error("this guest's memory cannot be shared with another process")]
+struct NotShared;
+
+/// How another process comes to a guest's memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sharing {
+    /// It maps a file.
+    File,
+    /// The file is Xen's privcmd: it has to ask for each frame of this domain.
+    Foreign {
+        /// The guest.
+        domid: u16,
+    },
+}
+
+/// Guest memory that is contiguous for the guest and for whoever maps it.
+#[derive(Debug)]
+pub struct SharedRegion {
+    /// Guest-physical address.
+    pub address: u64,
+    /// Bytes.
+    pub len: u64,
+    /// What to map.
+    pub file: OwnedFd,
+    /// Where in the file it begins; 0 where frames are asked for.
+    pub offset: u64,
+    /// How.
+    pub sharing: Sharing,
 }

@@ -1,6 +1,7 @@
 //! Telling the guest: the interrupt status of a device and its line.
 
 use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
@@ -12,6 +13,12 @@ pub trait Interrupt: Send + Sync {
     /// # Errors
     /// What the host said; the guest is then missing an interrupt.
     fn raise(&self) -> io::Result<()>;
+
+    /// An eventfd that raises an edge when it is signalled, without anybody here
+    /// having to look; none where the host has no such.
+    fn event(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
 }
 
 /// The device has used buffers. virtio 1.3 §4.2.2, InterruptStatus bit 0
@@ -29,6 +36,8 @@ pub struct Notifier {
     status: AtomicU32,
     generation: AtomicU32,
     needs_reset: AtomicBool,
+    /// Somebody else raises the line, too, for used buffers.
+    bypassed: AtomicBool,
     interrupts: AtomicU64,
     lost: AtomicU64,
     /// Log lines that are left.
@@ -43,6 +52,7 @@ impl Notifier {
             status: AtomicU32::new(0),
             generation: AtomicU32::new(0),
             needs_reset: AtomicBool::new(false),
+            bypassed: AtomicBool::new(false),
             interrupts: AtomicU64::new(0),
             lost: AtomicU64::new(0),
             lines: AtomicU32::new(LINES),
@@ -77,7 +87,25 @@ impl Notifier {
 
     /// The interrupt status register.
     pub fn status(&self) -> u32 {
-        self.status.load(Ordering::SeqCst)
+        let status = self.status.load(Ordering::SeqCst);
+        match self.bypassed.load(Ordering::SeqCst) {
+            // which edges were somebody else's, nobody knows
+            true => status | USED_RING,
+            false => status,
+        }
+    }
+
+    /// A file by which somebody else tells the driver of used buffers, past this
+    /// process: the status has [`USED_RING`] from now on until the device is
+    /// reset, and the other bits as ever. `None` if the host has no such file.
+    pub fn bypass(&self) -> Option<OwnedFd> {
+        let event = self.line.event()?.try_clone_to_owned();
+        let event = event.inspect_err(|error| {
+            tracing::debug!(%error, "interrupts are passed on, for want of a descriptor");
+        });
+        let event = event.ok()?;
+        self.bypassed.store(true, Ordering::SeqCst);
+        Some(event)
     }
 
     /// The configuration generation register.
@@ -94,6 +122,7 @@ impl Notifier {
     pub fn reset(&self) {
         self.status.store(0, Ordering::SeqCst);
         self.needs_reset.store(false, Ordering::SeqCst);
+        self.bypassed.store(false, Ordering::SeqCst);
     }
 
     /// Whether one more line about what the guest does may be logged. Says so

@@ -119,11 +119,12 @@ impl Drop for Worker {
     }
 }
 
-/// Gives the queue back even if the worker dies over it: a vCPU may be waiting.
-struct ReturnGuard {
-    index: u16,
-    position: Option<QueuePosition>,
-    returns: ReturnPath,
+/// Gives the queue back even if whoever serves it dies over it: a vCPU may be
+/// waiting.
+pub(crate) struct ReturnGuard {
+    pub index: u16,
+    pub position: Option<QueuePosition>,
+    pub returns: ReturnPath,
 }
 
 impl Drop for ReturnGuard {

@@ -6,12 +6,13 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::PathBuf;
 
 use tests::Stand;
+use tests::back_end::Way;
 use vmm::demo::guest::hal::enter;
-use vmm::demo::guest::{Addresses, Disk, Pattern, Registers, SECTOR};
+use vmm::demo::guest::{Disk, Pattern, Registers, SECTOR};
 
 use super::disk::DISK;
 use super::peer::Peer;
-use super::{add, both};
+use super::{add, bounced};
 
 const BYTES: usize = 1 << 20;
 const PIECE: usize = 64 << 10;
@@ -83,10 +84,10 @@ fn holds(process: u32, needle: &[u8]) -> bool {
 }
 
 /// A disk of the storage daemon's, driven with this thread's memory.
-fn disk(stand: &Stand, number: u32, addresses: Addresses) -> (Peer, Disk) {
+fn disk(stand: &Stand, number: u32, way: Way) -> (Peer, Disk) {
     let (image, _) = stand.image(&format!("{number}.img"), BYTES);
     let peer = Peer::storage_daemon_named(stand, &number.to_string(), &image);
-    let place = add(stand, number, addresses, DISK, &peer);
+    let place = add(stand, number, way, DISK, &peer);
     let registers = Registers::probe(&stand.vcpu(0), place.base).unwrap();
     let interrupts = stand.domain.interrupts().unwrap();
     (peer, Disk::new(registers, interrupts, place.irq).unwrap())
@@ -102,16 +103,16 @@ fn write(disk: &mut Disk, data: &[u8]) {
 #[test]
 #[ignore = "tests/vhost-user/back-ends runs it"]
 fn a_back_end_has_its_own_pool_and_no_guest_page_nor_another_devices_data() {
-    both(|addresses| {
+    bounced(|way| {
         let stand = Stand::new();
         let ours = shared(std::process::id());
         let [secret, first, second] = [1, 2, 3].map(|seed| Pattern::new(seed).bytes(PIECE));
-        let memory = stand.memory(addresses);
+        let memory = stand.memory(way.addresses);
         enter(memory.clone());
         let page = memory.alloc(PIECE / 4096, false).unwrap();
         memory.write(page, &secret).unwrap();
-        let (peer, mut disk_of_peer) = disk(&stand, 0, addresses);
-        let (other, mut disk_of_other) = disk(&stand, 1, addresses);
+        let (peer, mut disk_of_peer) = disk(&stand, 0, way);
+        let (other, mut disk_of_other) = disk(&stand, 1, way);
 
         write(&mut disk_of_peer, &first);
         write(&mut disk_of_other, &second);

@@ -1,4 +1,4 @@
-//! vhost-device-console: bytes both ways, between the guest and a port of this
+//! vhost-device-console: bytes every ways, between the guest and a port of this
 //! host.
 
 use std::io::{Read, Write};
@@ -9,7 +9,7 @@ use tests::console::Console;
 use tests::stand::PATIENCE;
 
 use super::peer::Peer;
-use super::{Kind, both, serve};
+use super::{Kind, every, serve};
 
 /// Input and output of the first port, those of control, and of the others.
 const CONSOLE: Kind = Kind {
@@ -29,11 +29,9 @@ fn free_port() -> u16 {
 #[test]
 #[ignore = "tests/vhost-user/back-ends runs it"]
 fn what_one_end_types_the_other_end_reads() {
-    both(|addresses| {
+    every(|way| {
         let port = free_port();
-        let (served, _peer) = serve(addresses, CONSOLE, |stand: &Stand| {
-            Peer::console(stand, port)
-        });
+        let (served, _peer) = serve(way, CONSOLE, |stand: &Stand| Peer::console(stand, port));
         let mut host = TcpStream::connect(("127.0.0.1", port)).unwrap();
         host.set_read_timeout(Some(PATIENCE)).unwrap();
         let mut guest = Console::new(&served.stand, &served.place);

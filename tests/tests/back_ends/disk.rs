@@ -9,7 +9,7 @@ use virtio_drivers::device::blk::RespStatus;
 use vmm::demo::guest::{Disk, Pattern, SECTOR};
 
 use super::peer::Peer;
-use super::{Kind, both, serve};
+use super::{Kind, bounced, every, serve};
 
 pub const DISK: Kind = Kind {
     id: 2,
@@ -88,8 +88,8 @@ impl Load {
 #[test]
 #[ignore = "tests/vhost-user/back-ends runs it"]
 fn a_disk_holds_what_was_written() {
-    both(|addresses| {
-        let (served, _peer) = serve(addresses, DISK, start);
+    every(|way| {
+        let (served, _peer) = serve(way, DISK, start);
         let image = served.stand.path(IMAGE);
         let mut load = Load::on(&image);
         let mut disk = served.stand.drive(&served.place);
@@ -114,8 +114,8 @@ fn a_disk_holds_what_was_written() {
 #[test]
 #[ignore = "tests/vhost-user/back-ends runs it"]
 fn a_disk_whose_back_end_is_killed_loses_nothing() {
-    both(|addresses| {
-        let (served, mut peer) = serve(addresses, DISK, start);
+    bounced(|way| {
+        let (served, mut peer) = serve(way, DISK, start);
         let image = served.stand.path(IMAGE);
         let mut load = Load::on(&image);
         let mut disk = served.stand.drive(&served.place);

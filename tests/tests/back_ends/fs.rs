@@ -7,7 +7,7 @@ use tests::drivers::fs::{Errno, FileSystem, ROOT, Tree};
 use vmm::demo::guest::Pattern;
 
 use super::peer::Peer;
-use super::{Kind, both, serve};
+use super::{Kind, every, serve};
 
 /// A queue of high priority, and one of requests.
 const FILE_SYSTEM: Kind = Kind {
@@ -63,9 +63,9 @@ fn load(directory: &Path, path: &str) -> Tree {
 #[test]
 #[ignore = "tests/vhost-user/back-ends runs it"]
 fn a_tree_of_the_host_is_read_and_one_of_the_guest_arrives() {
-    both(|addresses| {
+    every(|way| {
         let (of_host, of_guest) = (tree(1), tree(2));
-        let (served, _peer) = serve(addresses, FILE_SYSTEM, |stand| {
+        let (served, _peer) = serve(way, FILE_SYSTEM, |stand| {
             store(&stand.path("shared/host"), &of_host);
             Peer::virtiofsd(stand, &stand.path("shared"))
         });

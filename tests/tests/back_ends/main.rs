@@ -1,6 +1,7 @@
 //! vhost-user back ends that others wrote, unmodified, behind xen-dm's front
 //! end: guests on grants and on plain addresses see what the back end has, and
-//! the back end sees nothing of theirs.
+//! the back end sees nothing of theirs; or, where it is given the guest's memory,
+//! serves the guest's own rings.
 //!
 //! | back end | tests |
 //! |---|---|
@@ -30,20 +31,33 @@ use std::time::Duration;
 
 use devices::registry::DeviceSpec;
 use devices::vhost_user::frontend::VhostUserConfig;
+use tests::back_end::Way;
 use tests::{Place, Stand};
-use vmm::demo::guest::{Addresses, within};
+use vmm::demo::guest::within;
 
 use peer::Peer;
 
 /// How long a test may take with one kind of addresses.
 const LIMIT: Duration = Duration::from_secs(300);
 
-/// Runs a test on a thread that plays the guest: virtio-drivers may spin.
-fn both(test: fn(Addresses)) {
-    for addresses in [Addresses::Grants, Addresses::Plain] {
-        let ended = within("the test", LIMIT, move || test(addresses));
-        ended.inspect_err(|_| peer::kill_all()).unwrap();
+/// Runs a test by every way, on a thread that plays the guest: virtio-drivers may
+/// spin.
+fn every(test: fn(Way)) {
+    for way in [Way::GRANTS, Way::PLAIN, Way::DIRECT] {
+        run(way, test);
     }
+}
+
+/// The same, where the back end has a pool.
+fn bounced(test: fn(Way)) {
+    for way in [Way::GRANTS, Way::PLAIN] {
+        run(way, test);
+    }
+}
+
+fn run(way: Way, test: fn(Way)) {
+    let ended = within("the test", LIMIT, move || test(way));
+    ended.inspect_err(|_| peer::kill_all()).unwrap();
 }
 
 /// What has to be said of a device.
@@ -66,21 +80,21 @@ struct Served {
 }
 
 /// Starts a back end, and a guest with its device.
-fn serve(addresses: Addresses, kind: Kind, start: impl FnOnce(&Stand) -> Peer) -> (Served, Peer) {
+fn serve(way: Way, kind: Kind, start: impl FnOnce(&Stand) -> Peer) -> (Served, Peer) {
     let stand = Stand::new();
     let peer = start(&stand);
-    let place = add(&stand, 0, addresses, kind, &peer);
+    let place = add(&stand, 0, way, kind, &peer);
     (Served { stand, place }, peer)
 }
 
 /// Has a back end's device served.
-fn add(stand: &Stand, number: u32, addresses: Addresses, kind: Kind, peer: &Peer) -> Place {
+fn add(stand: &Stand, number: u32, way: Way, kind: Kind, peer: &Peer) -> Place {
     let config = VhostUserConfig {
         queues: kind.queues,
         queue_size: kind.size,
         refuse_features: kind.refused.into_iter().collect(),
-        ..VhostUserConfig::new(peer.socket(), kind.id)
+        ..way.config(peer.socket(), kind.id)
     };
     let spec = DeviceSpec::VhostUser(config.validate().unwrap());
-    stand.add(number, addresses, spec.open().unwrap())
+    stand.add(number, way.addresses, spec.open().unwrap())
 }

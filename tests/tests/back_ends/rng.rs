@@ -5,7 +5,7 @@ use vmm::demo::guest::hal::enter;
 use vmm::demo::guest::{GuestHal, Registers};
 
 use super::peer::Peer;
-use super::{Kind, Served, both, serve};
+use super::{Kind, Served, every, serve};
 
 const RNG: Kind = Kind {
     id: 4,
@@ -23,8 +23,8 @@ fn drive(served: &Served) -> VirtIORng<GuestHal, Registers> {
 #[test]
 #[ignore = "tests/vhost-user/back-ends runs it"]
 fn every_number_asked_for_comes_and_none_comes_twice() {
-    both(|addresses| {
-        let (served, _peer) = serve(addresses, RNG, Peer::rng);
+    every(|way| {
+        let (served, _peer) = serve(way, RNG, Peer::rng);
         let mut driver = drive(&served);
         let mut pieces = Vec::new();
 

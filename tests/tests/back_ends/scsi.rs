@@ -4,7 +4,7 @@ use tests::drivers::scsi::{Failure, Scsi};
 use vmm::demo::guest::Pattern;
 
 use super::peer::Peer;
-use super::{Kind, both, serve};
+use super::{Kind, every, serve};
 
 /// A control queue, one of events, one of requests.
 const SCSI: Kind = Kind {
@@ -32,9 +32,9 @@ fn read(scsi: &mut Scsi, unit: u8) -> Vec<u8> {
 #[test]
 #[ignore = "tests/vhost-user/back-ends runs it"]
 fn units_are_found_read_and_written() {
-    both(|addresses| {
+    every(|way| {
         let mut contents = Vec::new();
-        let (served, _peer) = serve(addresses, SCSI, |stand| {
+        let (served, _peer) = serve(way, SCSI, |stand| {
             let (images, bytes): (Vec<_>, Vec<_>) = ["first", "second"]
                 .map(|name| stand.image(name, BYTES))
                 .into_iter()

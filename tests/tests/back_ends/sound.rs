@@ -5,7 +5,7 @@ use vmm::demo::guest::hal::enter;
 use vmm::demo::guest::{GuestHal, Pattern, Registers};
 
 use super::peer::Peer;
-use super::{Kind, Served, both, serve};
+use super::{Kind, Served, every, serve};
 
 /// Control, events, output, input.
 const SOUND: Kind = Kind {
@@ -27,8 +27,8 @@ fn drive(served: &Served) -> VirtIOSound<GuestHal, Registers> {
 #[test]
 #[ignore = "tests/vhost-user/back-ends runs it"]
 fn a_stream_is_played_to_its_end() {
-    both(|addresses| {
-        let (served, _peer) = serve(addresses, SOUND, Peer::sound);
+    every(|way| {
+        let (served, _peer) = serve(way, SOUND, Peer::sound);
         let mut driver = drive(&served);
         let frames = Pattern::new(3).bytes(32 * PERIOD as usize);
 

@@ -1,4 +1,4 @@
-//! vhost-device-vsock: every byte comes back over connections of both sides.
+//! vhost-device-vsock: every byte comes back over connections of every sides.
 
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -10,7 +10,7 @@ use virtio_drivers::device::socket::{VsockAddr, VsockEventType};
 use vmm::demo::guest::Pattern;
 
 use super::peer::Peer;
-use super::{Kind, both, serve};
+use super::{Kind, every, serve};
 
 const SOCKET: Kind = Kind {
     id: 19,
@@ -32,8 +32,8 @@ fn start(stand: &Stand) -> Peer {
 #[test]
 #[ignore = "tests/vhost-user/back-ends runs it"]
 fn every_byte_comes_back_over_a_connection_of_the_guest() {
-    both(|addresses| {
-        let (served, _peer) = serve(addresses, SOCKET, start);
+    every(|way| {
+        let (served, _peer) = serve(way, SOCKET, start);
         let listener = UnixListener::bind(served.stand.path(&format!("v_{PORT}"))).unwrap();
         let mut driver = drive(&served.stand, &served.place);
         let host = thread::spawn(move || echo(listener.accept().unwrap().0));
@@ -56,8 +56,8 @@ fn every_byte_comes_back_over_a_connection_of_the_guest() {
 #[test]
 #[ignore = "tests/vhost-user/back-ends runs it"]
 fn every_byte_comes_back_over_a_connection_of_the_host() {
-    both(|addresses| {
-        let (served, _peer) = serve(addresses, SOCKET, start);
+    every(|way| {
+        let (served, _peer) = serve(way, SOCKET, start);
         let path = served.stand.path("v");
         let _listener = UnixListener::bind(served.stand.path(&format!("v_{PORT}"))).unwrap();
         let mut driver = drive(&served.stand, &served.place);

@@ -10,7 +10,7 @@ use tests::stand::eventually;
 use tests::{Place, Stand};
 use vmm::demo::guest::Addresses;
 
-use super::both;
+use super::bounced;
 
 /// What a back end says of each request; none: nothing, for ever.
 type Word = Option<u32>;
@@ -89,7 +89,7 @@ fn request() -> Request {
 
 #[test]
 fn a_length_beyond_the_buffers_breaks_that_device_until_its_reset_and_no_other() {
-    both(|addresses| {
+    bounced(|addresses| {
         for len in [129, u32::MAX] {
             let (stand, _back_end, place, disk) = beside_a_disk(addresses, Some(len));
             let driver = stand.raw(&place, 0);
@@ -117,7 +117,7 @@ fn a_length_beyond_the_buffers_breaks_that_device_until_its_reset_and_no_other()
 
 #[test]
 fn a_back_end_that_never_answers_stalls_neither_a_disk_nor_a_reset() {
-    both(|addresses| {
+    bounced(|addresses| {
         let (stand, _back_end, place, disk) = beside_a_disk(addresses, None);
         let driver = stand.raw(&place, 0);
 

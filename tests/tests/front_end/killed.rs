@@ -5,7 +5,6 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use devices::vhost_user::frontend::VhostUserConfig;
 use devices::virtio::DeviceType;
 use tests::Stand;
 use tests::back_end::in_front;
@@ -13,7 +12,7 @@ use tests::stand::eventually;
 use virtio_drivers::device::blk::RespStatus;
 use vmm::demo::guest::{Pattern, SECTOR};
 
-use super::both;
+use super::every;
 
 const IMAGE: usize = 8 << 20;
 /// Bytes of a request.
@@ -67,7 +66,7 @@ fn spawn(socket: &Path, image: &Path) -> Child {
 
 #[test]
 fn a_disk_whose_back_end_is_killed_five_times_loses_nothing_and_shows_no_error() {
-    both(|addresses| {
+    every(|way| {
         let stand = Stand::new();
         let image = stand.path("image");
         File::create_new(&image)
@@ -76,8 +75,8 @@ fn a_disk_whose_back_end_is_killed_five_times_loses_nothing_and_shows_no_error()
             .unwrap();
         let socket = stand.path("socket");
         let mut program = Program::start(&socket, &image);
-        let device = in_front(VhostUserConfig::new(&socket, DeviceType::BLOCK.0));
-        let place = stand.add(0, addresses, device);
+        let device = in_front(way.config(&socket, DeviceType::BLOCK.0));
+        let place = stand.add(0, way.addresses, device);
         let mut driver = stand.drive(&place);
         let expected = Pattern::new(7).bytes(IMAGE);
 

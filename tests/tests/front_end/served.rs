@@ -11,7 +11,7 @@ use devices::rng::RngConfig;
 use devices::vhost_user::frontend::VhostUserConfig;
 use devices::virtio::{Device, DeviceType};
 use tests::Stand;
-use tests::back_end::{BackEnd, in_front};
+use tests::back_end::{BackEnd, Way, in_front};
 use tests::console::{Console, attach, read_host, write_host};
 use tests::stand::{configured, disk};
 use virtio_drivers::device::blk::RespStatus;
@@ -19,7 +19,7 @@ use virtio_drivers::device::rng::VirtIORng;
 use vmm::demo::guest::hal::enter;
 use vmm::demo::guest::{Disk, GuestHal, Pattern, Registers, SECTOR};
 
-use super::both;
+use super::{bounced, every};
 
 const IMAGE: usize = 4 << 20;
 
@@ -54,13 +54,13 @@ fn every_byte(disk: &mut Disk) -> Vec<u8> {
 
 #[test]
 fn a_disk_takes_and_gives_every_byte() {
-    both(|addresses| {
+    every(|way| {
         let stand = Stand::new();
         let (path, _) = stand.image("image", IMAGE);
         let socket = stand.path("socket");
         let _back_end = BackEnd::serve(&socket, disk(&path));
-        let device = in_front(VhostUserConfig::new(&socket, DeviceType::BLOCK.0));
-        let place = stand.add(0, addresses, device);
+        let device = in_front(way.config(&socket, DeviceType::BLOCK.0));
+        let place = stand.add(0, way.addresses, device);
 
         let mut driver = stand.drive(&place);
         let sectors = driver.sectors();
@@ -80,7 +80,7 @@ fn a_disk_takes_and_gives_every_byte() {
 
 #[test]
 fn many_requests_at_once_wait_for_a_small_pool_and_are_all_answered() {
-    both(|addresses| {
+    bounced(|addresses| {
         let stand = Stand::new();
         let (path, content) = stand.image("image", IMAGE);
         let socket = stand.path("socket");
@@ -111,7 +111,7 @@ fn many_requests_at_once_wait_for_a_small_pool_and_are_all_answered() {
 
 #[test]
 fn a_request_of_more_than_the_largest_mapping_goes_in_parts() {
-    both(|addresses| {
+    bounced(|addresses| {
         let stand = Stand::new();
         let (path, content) = stand.image("image", IMAGE);
         let socket = stand.path("socket");
@@ -139,11 +139,11 @@ fn entropy() -> Box<dyn Device> {
     DeviceSpec::Rng(spec).open().unwrap()
 }
 
-fn entropy_behind(socket: &Path, start_wait: u32) -> Box<dyn Device> {
+fn entropy_behind(way: Way, socket: &Path, start_wait: u32) -> Box<dyn Device> {
     in_front(VhostUserConfig {
         queue_size: 64,
         start_wait,
-        ..VhostUserConfig::new(socket, DeviceType::ENTROPY.0)
+        ..way.config(socket, DeviceType::ENTROPY.0)
     })
 }
 
@@ -155,10 +155,10 @@ fn ask(driver: &mut VirtIORng<GuestHal, Registers>) -> Vec<u8> {
 
 #[test]
 fn a_driver_that_does_not_wait_for_a_late_back_end_is_served_when_it_comes() {
-    both(|addresses| {
+    every(|way| {
         let stand = Stand::new();
         let socket = stand.path("socket");
-        let place = stand.add(0, addresses, entropy_behind(&socket, 0));
+        let place = stand.add(0, way.addresses, entropy_behind(way, &socket, 0));
         enter(stand.memory(place.addresses));
         let registers = Registers::probe(&stand.vcpu(0), place.base).unwrap();
         let mut driver = VirtIORng::new(registers).unwrap();
@@ -174,11 +174,11 @@ fn a_driver_that_does_not_wait_for_a_late_back_end_is_served_when_it_comes() {
 
 #[test]
 fn a_driver_that_is_there_first_waits_for_its_back_end_and_others_do_not() {
-    both(|addresses| {
+    every(|way| {
         let stand = Stand::new();
         let socket = stand.path("socket");
-        let place = stand.add(0, addresses, entropy_behind(&socket, 3600));
-        let (other, _) = stand.add_disk(1, addresses, 1 << 20);
+        let place = stand.add(0, way.addresses, entropy_behind(way, &socket, 3600));
+        let (other, _) = stand.add_disk(1, way.addresses, 1 << 20);
         let (vcpu, memory) = (stand.vcpu(1), stand.memory(place.addresses));
         let first = std::thread::spawn(move || {
             enter(memory);
@@ -202,13 +202,13 @@ fn a_driver_that_is_there_first_waits_for_its_back_end_and_others_do_not() {
 
 #[test]
 fn a_guest_that_comes_back_finds_the_back_end_usable() {
-    both(|addresses| {
+    every(|way| {
         let stand = Stand::new();
         let (path, content) = stand.image("image", IMAGE);
         let socket = stand.path("socket");
         let _back_end = BackEnd::serve(&socket, disk(&path));
-        let device = in_front(VhostUserConfig::new(&socket, DeviceType::BLOCK.0));
-        let place = stand.add(0, addresses, device);
+        let device = in_front(way.config(&socket, DeviceType::BLOCK.0));
+        let place = stand.add(0, way.addresses, device);
 
         for _ in 0..20 {
             let mut driver = stand.drive(&place);
@@ -227,7 +227,7 @@ fn a_guest_that_comes_back_finds_the_back_end_usable() {
 
 #[test]
 fn a_console_passes_every_byte_both_ways_over_two_queues() {
-    both(|addresses| {
+    every(|way| {
         const BYTES: usize = 64 << 10;
         let stand = Stand::new();
         let console = ConsoleDevice::open(
@@ -239,9 +239,9 @@ fn a_console_passes_every_byte_both_ways_over_two_queues() {
         let _back_end = BackEnd::serve(&socket, Box::new(console.unwrap()));
         let device = in_front(VhostUserConfig {
             queues: 2,
-            ..VhostUserConfig::new(&socket, DeviceType::CONSOLE.0)
+            ..way.config(&socket, DeviceType::CONSOLE.0)
         });
-        let place = stand.add(0, addresses, device);
+        let place = stand.add(0, way.addresses, device);
         let mut console = Console::new(&stand, &place);
         let mut pattern = Pattern::new(1);
         let (output, input) = (pattern.bytes(BYTES), pattern.bytes(BYTES));

@@ -2,13 +2,14 @@
 //! turns into one.
 
 use std::io;
+use std::os::fd::BorrowedFd;
 
 use devices::virtio::Interrupt;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use xen::DomId;
 use xen::privcmd::{Irqfd, Privcmd};
 
-use super::descriptor::borrow;
+use super::borrow;
 
 /// An edge-triggered SPI of a guest.
 #[derive(Debug)]
@@ -77,6 +78,13 @@ impl Interrupt for Line {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
                 result => result,
             },
+        }
+    }
+
+    fn event(&self) -> Option<BorrowedFd<'_>> {
+        match self {
+            Line::Hypercall { .. } => None,
+            Line::Irqfd { event, .. } => Some(borrow(event)),
         }
     }
 }

@@ -3,7 +3,6 @@
 //! Each is a newtype, made when a guest or a device is set up and used by the
 //! device's queue workers.
 
-mod descriptor;
 mod grants;
 mod interrupt;
 mod plain;
@@ -15,7 +14,7 @@ use swiotlb::HostRange;
 use vm_memory::VolatileSlice;
 use xen::memory::MappedRange;
 
-pub(crate) use descriptor::borrow;
+pub(crate) use devices::virtio::descriptor::borrow;
 pub use grants::GrantMemory;
 pub use interrupt::Line;
 pub use plain::{ForeignMemory, OneToOneMemory};

@@ -1,16 +1,25 @@
 //! Which memory a device may reach, and by which way.
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use devices::virtio::{DeviceError, DmaProvider};
+use devices::virtio::{DeviceError, DmaProvider, SharedRegion, Sharing};
 use swiotlb::allocator::PadPolicy;
 use swiotlb::{Counters, Dma, GrantPolicy, Grants, Kind, Settings, Translation};
 use xen::DomId;
 use xen::gntdev::Gntdev;
-use xen::memory::ForeignRam;
+use xen::memory::{ForeignRam, SharedRam, SharedRun};
 
 use super::{ForeignMemory, GrantMemory, OneToOneMemory};
 use crate::guest::DataPath;
+
+/// The guest's memory is not for another process.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "its driver lends its pages one by one, which nobody else can be given: say grant_usage=0 for \
+     this device, or memory = \"bounce\""
+)]
+struct Granted;
 
 /// Opens data paths for the queues of one device.
 #[derive(Debug)]
@@ -99,6 +108,36 @@ impl DmaProvider for DeviceMemory {
             Dma::new(self.kind, plain, grants, Arc::clone(&self.counters))
                 .with_pool(self.pool.clone(), Arc::clone(&self.policy)),
         )
+    }
+
+    fn sharing(&self) -> Result<Sharing, DeviceError> {
+        match (&self.plain, &self.grants) {
+            (Some(ram), None) => Ok(match ram.is_foreign() {
+                true => Sharing::Foreign { domid: ram.dom().0 },
+                false => Sharing::File,
+            }),
+            _ => Err(Box::new(Granted)),
+        }
+    }
+
+    fn share(&self) -> Result<Vec<SharedRegion>, DeviceError> {
+        let sharing = self.sharing()?;
+        let ram = self.plain.as_ref().ok_or(Granted)?;
+        let region = |run: SharedRun, file: OwnedFd| SharedRegion {
+            address: run.address,
+            len: run.len,
+            file,
+            offset: run.offset,
+            sharing,
+        };
+        let (file, runs) = match ram.share()? {
+            SharedRam::Foreign { file, runs } => (Arc::new(file), runs),
+            SharedRam::File { file, runs } => (file, runs),
+        };
+        let regions = runs
+            .into_iter()
+            .map(|run| Ok(region(run, file.try_clone()?.into())));
+        regions.collect()
     }
 }
 

@@ -2,9 +2,11 @@
 // tests build addresses out of small numbers
 #![allow(clippy::cast_possible_truncation)]
 
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
-use devices::virtio::{DmaProvider, Interrupt};
+use devices::virtio::{DmaProvider, Interrupt, Sharing};
 use swiotlb::range::GRANT_BIT;
 use swiotlb::{
     Access, CopyBytes, Dma, Fault, GrantAddress, GrantCopy, Grants, Job, Kind, Need, Range,
@@ -419,6 +421,35 @@ fn all_data_paths_of_a_device_count_together() {
 
     let counted = provider.counters().snapshot();
     assert_eq!((counted.transfers, counted.direct), (1, 1));
+}
+
+#[test]
+fn plain_memory_is_shared_as_the_guest_has_it_and_granted_memory_is_not() {
+    let hole = RAM / PAGE + 3;
+    let bench = Bench::with(DomainConfig::with_memory(8 << 20).hole(hole, 1));
+    bench.domain.write_memory(RAM + 0x4010, b"behind").unwrap();
+    let gntdev = bench.host.open_gntdev().unwrap();
+    let plain = DeviceMemory::plain(bench.ram());
+    let granted = DeviceMemory::granted(gntdev, bench.domain.id(), Some(bench.ram()));
+
+    let regions = plain.share().unwrap();
+    let places: Vec<_> = regions
+        .iter()
+        .map(|region| (region.address, region.len, region.sharing))
+        .collect();
+    let mut bytes = [0; 6];
+    let file = File::from(regions[1].file.try_clone().unwrap());
+    file.read_exact_at(&mut bytes, regions[1].offset + 0x10)
+        .unwrap();
+
+    let before = (RAM, 3 * PAGE, Sharing::File);
+    let behind = (RAM + 4 * PAGE, (8 << 20) - 4 * PAGE, Sharing::File);
+    assert_eq!(places, [before, behind]);
+    assert_eq!(&bytes, b"behind");
+    assert_eq!(plain.sharing().unwrap(), Sharing::File);
+    let refused = granted.share().unwrap_err().to_string();
+    assert!(refused.contains("grant_usage=0"), "{refused}");
+    assert!(granted.sharing().is_err());
 }
 
 #[test]

@@ -76,7 +76,7 @@ impl Service {
             Arc::new(memory),
             returned,
         )
-        .map_err(failed("its registers cannot be set up"))?;
+        .map_err(failed("it cannot be put behind registers"))?;
         watch.watch(transport.notifier());
         let ioeventfds = self.ioeventfds(&id, base, &transport, queues)?;
         drop(entered);

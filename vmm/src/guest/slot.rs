@@ -3,6 +3,7 @@
 //!
 //! Belongs to the guest's thread.
 
+use std::os::fd::BorrowedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock, Weak};
@@ -56,6 +57,10 @@ impl Interrupt for Watch {
             tracing::error!(%error, "the guest's thread could not be told of a broken device");
         }
         self.line.raise()
+    }
+
+    fn event(&self) -> Option<BorrowedFd<'_>> {
+        self.line.event()
     }
 }
 

@@ -1,6 +1,7 @@
 //! An open `/dev/xen/privcmd` of the fake.
 
 use std::fmt;
+use std::fs::File;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -12,6 +13,7 @@ use super::faults::Call;
 use super::foreign;
 use super::irqfd::Irqfds;
 use super::state::{Inner, World};
+use crate::memory::SharedRun;
 use crate::privcmd::IoeventfdRequest;
 use crate::sys::reservation::Reservation;
 use crate::{DomId, Mapping};
@@ -129,6 +131,17 @@ impl PrivcmdFile {
     ) -> io::Result<Mapping> {
         self.guarded(Call::MmapBatch, dom, |_| Ok(()))?;
         foreign::map_batch(&self.inner, dom, gfns, errors, write)
+    }
+
+    /// The memory file of a domain, and which of its frames are where in it.
+    ///
+    /// # Errors
+    /// `ESRCH`: no such domain. `EPERM`: restricted to another domain.
+    pub(crate) fn memory_file(&self, dom: DomId) -> io::Result<(Arc<File>, Vec<SharedRun>)> {
+        self.guarded(Call::MmapBatch, dom, |world| {
+            let ram = &world.domain(dom)?.ram;
+            Ok((ram.file(), ram.runs()))
+        })
     }
 
     /// As [`PrivcmdFile::mmap_batch`], writable and to place `at` of a

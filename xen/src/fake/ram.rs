@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use super::errno::Errno;
 use crate::abi::PAGE_SIZE;
+use crate::memory::SharedRun;
 use crate::sys::memfd::memfd;
 
 /// Bytes of a page.
@@ -77,6 +78,30 @@ impl Ram {
             Some(moved) => *moved,
             None => self.home(gfn),
         }
+    }
+
+    /// The frames that have pages, in runs that follow each other in the memfd,
+    /// too.
+    pub(super) fn runs(&self) -> Vec<SharedRun> {
+        let frames = |bank: &Bank| bank.first_gfn..bank.first_gfn.saturating_add(bank.frames);
+        let mut runs: Vec<SharedRun> = Vec::new();
+        for gfn in self.banks.iter().flat_map(|(bank, _)| frames(bank)) {
+            let Some(offset) = self.offset(gfn) else {
+                continue;
+            };
+            let address = gfn << PAGE_SHIFT;
+            match runs.last_mut() {
+                Some(run) if (run.address + run.len, run.offset + run.len) == (address, offset) => {
+                    run.len += PAGE;
+                }
+                _ => runs.push(SharedRun {
+                    address,
+                    len: PAGE,
+                    offset,
+                }),
+            }
+        }
+        runs
     }
 
     /// The highest frame that was ever RAM (`XENMEM_maximum_gpfn`).

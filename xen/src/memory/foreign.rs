@@ -56,7 +56,11 @@ impl Guest {
         })
     }
 
-    fn ask(&self) -> privcmd::Result<u64> {
+    pub(super) fn privcmd(&self) -> &Privcmd {
+        &self.privcmd
+    }
+
+    pub(super) fn ask(&self) -> privcmd::Result<u64> {
         let highest = match self.privcmd.maximum_gpfn(self.dom) {
             Ok(highest) => highest.min(LAST_FRAME),
             // A restricted file may map but not ask; each page tells by itself.
@@ -75,11 +79,20 @@ impl Guest {
     /// Maps frames that follow each other.
     pub(super) fn map(&self, first: u64, count: usize, write: bool) -> Result<ForeignPages, Error> {
         let gfns: Vec<u64> = (first..).take(count).collect();
+        self.map_those(&gfns, write)
+    }
+
+    /// Maps frames, to see which there are.
+    pub(super) fn map_each(&self, gfns: &[u64]) -> Result<ForeignPages, Error> {
+        self.map_those(gfns, false)
+    }
+
+    fn map_those(&self, gfns: &[u64], write: bool) -> Result<ForeignPages, Error> {
         self.privcmd
-            .map_foreign(self.dom, &gfns, write)
+            .map_foreign(self.dom, gfns, write)
             .map_err(|source| Error::Map {
                 dom: self.dom,
-                gfn: first,
+                gfn: gfns.first().copied().unwrap_or_default(),
                 source,
             })
     }
@@ -188,6 +201,10 @@ impl ForeignRam {
             // it goes and comes while we look
             Err(Miss::Outdated { gfn }) => Err(window.not_there(gfn, libc::ESTALE)),
         }
+    }
+
+    pub(super) fn guest(&self) -> &Guest {
+        &self.guest
     }
 
     fn window(&self) -> Arc<Window> {

@@ -45,6 +45,13 @@ impl PrivcmdFile {
         })
     }
 
+    /// A file for whoever may map one domain's memory and do nothing else.
+    pub(crate) fn open_restricted(dom: DomId) -> io::Result<File> {
+        let opened = PrivcmdFile::open()?;
+        opened.restrict(dom)?;
+        Ok(opened.file)
+    }
+
     /// Makes a hypercall whose second argument is a structure, given as
     /// bytes and handed back as Xen left it.
     fn hypercall(&self, op: u64, command: u64, data: &mut [u8]) -> io::Result<u64> {

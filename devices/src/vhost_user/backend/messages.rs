@@ -57,8 +57,13 @@ impl Backend {
     /// Puts `device` behind messages; `label` names its threads, short.
     ///
     /// # Errors
-    /// No event file.
+    /// No event file, or a device that serves its rings itself, which this
+    /// cannot pass on to it.
     pub fn new(device: Box<dyn Device>, label: &str) -> io::Result<Self> {
+        if device.ring_server().is_some() {
+            let why = "a device with memory = \"foreign\" is for a guest's registers alone";
+            return Err(io::Error::new(io::ErrorKind::Unsupported, why));
+        }
         let (sender, receiver) = channel();
         let rings = (0..)
             .zip(device.queue_sizes())

@@ -38,6 +38,20 @@ pub enum CopyBack {
     Whole,
 }
 
+/// Which memory a back end is given.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Memory {
+    /// A pool of its own, through which everything is copied: the guest's memory
+    /// stays the guest's.
+    #[default]
+    Bounce,
+    /// All of the guest's, and its rings as they are: nothing is copied, and
+    /// nothing checked. On Xen for plain addresses only, and for back ends that
+    /// can map foreign memory.
+    Foreign,
+}
+
 /// What becomes of requests that a back end had when it went away.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -77,6 +91,9 @@ pub struct VhostUserConfig {
     /// cannot be asked for the most that it takes; it refuses what is more.
     #[serde(default = "default_queue_size")]
     pub queue_size: u16,
+    /// Which memory the back end is given.
+    #[serde(default)]
+    pub memory: Memory,
     /// Bounce memory of each queue, MiB: a power of two from 1 to 1024. Bounds
     /// what is in flight at once, and what one request can have.
     #[serde(default = "default_pool")]
@@ -168,6 +185,9 @@ pub enum ConfigError {
     /// The size is out of bounds.
     #[error("config-size {0} is not from 1 to 256")]
     ConfigSize(u16),
+    /// A key of the other kind of memory.
+    #[error("{0} says nothing beside memory = \"foreign\": leave one of them out")]
+    Foreign(&'static str),
     /// The size of what is said already.
     #[error("config-size {0} says nothing beside config-space: leave one of them out")]
     ConfigTwice(u16),
@@ -192,6 +212,7 @@ impl ConfigError {
             ConfigError::Queues(_) => "queues",
             ConfigError::QueueSize(_) => "queue-size",
             ConfigError::Pool(_) => "pool-mib",
+            ConfigError::Foreign(key) => key,
             ConfigError::RefuseFeatures(_) => "refuse-features",
             ConfigError::ConfigSpace(_) => "config-space",
             ConfigError::ConfigSize(_) | ConfigError::ConfigTwice(_) => "config-size",
@@ -216,6 +237,7 @@ impl VhostUserConfig {
             virtio_id,
             queues: default_queues(),
             queue_size: default_queue_size(),
+            memory: Memory::default(),
             pool_mib: default_pool(),
             copy_back: CopyBack::default(),
             after_restart: AfterRestart::default(),
@@ -257,6 +279,14 @@ impl VhostUserConfig {
         if !self.pool_mib.is_power_of_two() || self.pool_mib > POOL_MAX {
             return Err(ConfigError::Pool(self.pool_mib));
         }
+        if self.memory == Memory::Foreign {
+            if self.pool_mib != default_pool() {
+                return Err(ConfigError::Foreign("pool-mib"));
+            }
+            if self.copy_back != CopyBack::default() {
+                return Err(ConfigError::Foreign("copy-back"));
+            }
+        }
         let mut refused = 0;
         for bit in self.refuse_features {
             let mask = 1u64.checked_shl(bit.into()).unwrap_or(0);
@@ -292,6 +322,7 @@ impl VhostUserConfig {
             device_type: DeviceType(self.virtio_id),
             queues: self.queues,
             queue_size: size,
+            memory: self.memory,
             pool: u64::from(self.pool_mib) << 20,
             copy_back: self.copy_back,
             after_restart: self.after_restart,
@@ -327,6 +358,7 @@ pub struct VhostUserSpec {
     pub(super) device_type: DeviceType,
     pub(super) queues: u16,
     pub(super) queue_size: u16,
+    pub(super) memory: Memory,
     /// Bytes of each queue's bounce memory.
     pub(super) pool: u64,
     pub(super) copy_back: CopyBack,
@@ -379,6 +411,7 @@ mod tests {
         );
         assert_eq!((spec.refused, spec.config_space), (0, None));
         assert_eq!(spec.config_writes, ConfigWrites::Changed);
+        assert_eq!(spec.memory, Memory::Bounce);
     }
 
     #[test]
@@ -406,6 +439,14 @@ mod tests {
     }
 
     #[test]
+    fn the_guests_memory_can_be_asked_for() {
+        let config: VhostUserConfig =
+            toml::from_str("socket = \"/s\"\nvirtio-id = 4\nmemory = \"foreign\"").unwrap();
+
+        assert_eq!(config.validate().unwrap().memory, Memory::Foreign);
+    }
+
+    #[test]
     fn values_out_of_bounds_are_refused_by_name() {
         let with = |change: fn(&mut VhostUserConfig)| {
             let mut config = config();
@@ -426,6 +467,14 @@ mod tests {
             with(|c| c.pool_mib = 0),
             with(|c| c.pool_mib = 3),
             with(|c| c.pool_mib = 2048),
+            with(|c| {
+                c.memory = Memory::Foreign;
+                c.pool_mib = 32;
+            }),
+            with(|c| {
+                c.memory = Memory::Foreign;
+                c.copy_back = CopyBack::Whole;
+            }),
             with(|c| c.refuse_features = vec![5, 30]),
             with(|c| c.refuse_features = vec![64]),
             with(|c| c.config_space = Some("0".into())),

@@ -10,6 +10,7 @@ use rustix::io::Errno;
 use super::config::ConfigWrites;
 use super::error::SessionError;
 use super::features;
+use super::foreign::Direct;
 use super::greeting::read_config;
 use super::peer::{PROTOCOL_FEATURES, Peer, until};
 use super::pool::Pool;
@@ -22,7 +23,10 @@ use crate::virtio::bell::Bell;
 pub(super) struct Connection<'a> {
     pub shared: &'a Shared,
     pub peer: Peer,
-    pub pool: Pool,
+    /// Memory of its own, if it is not given the guest's.
+    pub pool: Option<Pool>,
+    /// The guest's rings that it has.
+    pub direct: Direct,
     pub known: Known,
     /// Rings that run, and whose they are.
     pub rings: BTreeMap<u16, (u64, Arc<Mailbox>)>,
@@ -59,6 +63,12 @@ impl Connection<'_> {
         if let Some(requests) = self.peer.requests() {
             polled.push(PollFd::new(requests, PollFlags::IN));
         }
+        let calls = polled.len();
+        polled.extend(
+            self.direct
+                .calls()
+                .map(|call| PollFd::from_borrowed_fd(call, PollFlags::IN)),
+        );
         let patience = self.leaving.then(|| timespec(FREEING));
         match poll(&mut polled, patience.as_ref()) {
             Ok(_) | Err(Errno::INTR) => {}
@@ -68,12 +78,17 @@ impl Connection<'_> {
             let fd = polled.get(at);
             fd.is_some_and(|fd| !fd.revents().is_empty())
         };
-        let [unasked, quit, _, request] = [0, 1, 2, 3].map(happened);
+        let [unasked, quit, _] = [0, 1, 2].map(happened);
+        let request = calls > 3 && happened(3);
+        let called = (calls..polled.len()).any(happened);
         drop(polled);
         shared.bell.hear();
         let end = until(&shared.quit);
         if quit {
             return Err(SessionError::Quit);
+        }
+        if called {
+            self.hear_calls();
         }
         if unasked {
             return Err(self.peer.unasked(&end));
@@ -132,8 +147,10 @@ impl Connection<'_> {
         for queue in stale {
             self.stop(queue)?;
         }
-        if self.resets != resets && self.rings.is_empty() {
+        self.stop_guest_rings()?;
+        if self.resets != resets && self.rings.is_empty() && self.direct.is_empty() {
             self.resets = resets;
+            self.direct.reset();
             self.peer.reset(&end)?;
             self.features = None;
             self.look_again()?;
@@ -148,6 +165,7 @@ impl Connection<'_> {
                 self.start(queue, wish)?;
             }
         }
+        self.start_guest_rings()?;
         if self.shared.state().expected.is_empty() && !self.lanes.is_empty() {
             self.peer.settle(&end)?;
             for (queue, lane) in std::mem::take(&mut self.lanes) {
@@ -224,23 +242,24 @@ impl Connection<'_> {
             self.peer.set_features(own, &end)?;
             self.features = Some(own);
         }
+        let Some(pool) = &self.pool else {
+            // a wish comes from a worker, and there is none
+            return Ok(());
+        };
         if !self.has_memory {
-            let file = self.pool.file().map(AsFd::as_fd);
-            let regions: Vec<_> = file
-                .into_iter()
-                .map(|file| (self.pool.region(), file))
-                .collect();
+            let file = pool.file().map(AsFd::as_fd);
+            let regions: Vec<_> = file.into_iter().map(|file| (pool.region(), file)).collect();
             self.peer.set_memory(&regions, &end)?;
             self.has_memory = true;
         }
         let failed = |source| SessionError::Host("event file", source);
         let lane = Lane {
-            memory: self.pool.queue(queue)?,
+            memory: pool.queue(queue)?,
             features: own,
             kick: Arc::new(Bell::new().map_err(failed)?),
             call: Bell::new().map_err(failed)?,
         };
-        let addresses = self.pool.addresses(queue);
+        let addresses = pool.addresses(queue);
         let size = lane.memory.layout.size;
         self.peer.set_ring(queue, size, 0, addresses, &end)?;
         let (kick, call) = (lane.kick.as_fd(), lane.call.as_fd());

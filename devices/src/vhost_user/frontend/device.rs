@@ -9,7 +9,7 @@ use std::time::Duration;
 use thiserror::Error;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::config::VhostUserSpec;
+use super::config::{Memory, VhostUserSpec};
 use super::error::SessionError;
 use super::features;
 use super::handler::VhostUserHandler;
@@ -17,7 +17,7 @@ use super::session::Session;
 use super::shared::Shared;
 use super::stats::VhostUserStats;
 use crate::virtio::worker::with_causes;
-use crate::virtio::{Device, DeviceError, DeviceType, Notifier, QueueHandler};
+use crate::virtio::{Device, DeviceError, DeviceType, Notifier, QueueHandler, RingServer};
 
 /// How long a back end is waited for that is there and does not say what it is.
 const FIRST_WORD: Duration = Duration::from_secs(2);
@@ -87,6 +87,10 @@ impl VhostUserDevice {
             }),
             _ => Ok(device),
         }
+    }
+
+    pub(super) fn shared(&self) -> &Shared {
+        &self.shared
     }
 
     /// What has gone through the back end so far.
@@ -180,6 +184,13 @@ impl Device for VhostUserDevice {
         Ok(Box::new(VhostUserHandler::new(shared, index, features)?))
     }
 
+    fn ring_server(&self) -> Option<&dyn RingServer> {
+        match self.shared.spec.memory {
+            Memory::Bounce => None,
+            Memory::Foreign => Some(self),
+        }
+    }
+
     fn attach(&mut self, notifier: &Arc<Notifier>, attention: EventFd) {
         self.shared.attach(notifier, attention);
     }
@@ -204,6 +215,8 @@ impl Device for VhostUserDevice {
         let (connected, since) = self.shared.connected();
         let mut list = self.shared.stats.snapshot().list();
         list.push(("connected", connected.into()));
+        let is_foreign = self.shared.spec.memory == Memory::Foreign;
+        list.push(("foreign_memory", is_foreign.into()));
         list.push(("connected_since_s", since.as_secs()));
         list
     }

@@ -92,8 +92,21 @@ pub enum SessionError {
         wanted: usize,
     },
     /// A back end that cannot be given foreign memory.
-    #[error("the back end lacks the protocol feature XEN_MMAP, and memory is \"foreign\"")]
+    #[error(
+        "the back end lacks the protocol feature XEN_MMAP, without which it cannot map a Xen \
+         guest's memory: build it for Xen (rust-vmm's: with the feature \"xen\"), or say memory = \
+         \"bounce\""
+    )]
     NoXenMmap,
+    /// The guest's memory cannot be had.
+    #[error("the guest's memory cannot be shared with the back end")]
+    Share(#[source] crate::virtio::DeviceError),
+    /// The guest's memory lies in too many pieces, or nowhere.
+    #[error("the guest's memory has {count} pieces, and a memory table 1 to 8")]
+    Regions {
+        /// How many.
+        count: usize,
+    },
     /// No pool.
     #[error("no memory for the back end's pool of {bytes} bytes")]
     Pool {

@@ -5,6 +5,7 @@
 //! |---|---|---|
 //! | 0 to 23, 50 to 63: the device's | as the back end offers them | as the guest's driver takes them |
 //! | INDIRECT_DESC, EVENT_IDX | offered always: the transport serves that ring | taken if offered, and not refused |
+//! | the same, where the two rings are one (`memory = "foreign"`) | as the back end offers them | as the guest's driver takes them |
 //! | VERSION_1 | insisted on | insisted on |
 //! | ACCESS_PLATFORM | the guest's kind of addresses | never: it is given addresses of its own memory |
 //! | RING_RESET | offered always; the back end's ring is stopped and set up anew | never |
@@ -17,6 +18,10 @@ use crate::virtio::features::{RING_EVENT_IDX, RING_INDIRECT_DESC, VERSION_1};
 
 /// Bits that a device type has to itself. virtio 1.3 §2.2
 pub(super) const DEVICE: u64 = 0x00ff_ffff | !((1 << 50) - 1);
+
+/// Bits that a ring's driver and whoever serves it agree about: they pass where
+/// the back end serves the guest's ring itself.
+pub(super) const RING: u64 = RING_INDIRECT_DESC | RING_EVENT_IDX;
 
 /// Bits that a device can do without.
 pub(super) const REFUSABLE: u64 = DEVICE | RING_INDIRECT_DESC | RING_EVENT_IDX;
@@ -35,6 +40,17 @@ pub(super) fn negotiated(back_end: u64, guest: u64, refused: u64) -> u64 {
 /// What a guest uses and a back end does not have.
 pub(super) fn missing(back_end: u64, guest: u64) -> u64 {
     guest & DEVICE & !back_end
+}
+
+/// The same as [`negotiated`] for a back end that has the guest's rings.
+pub(super) fn negotiated_foreign(back_end: u64, guest: u64, refused: u64) -> u64 {
+    let own = VERSION_1 | PROTOCOL_FEATURES;
+    back_end & (guest & (DEVICE | RING) | own) & !refused
+}
+
+/// The same as [`missing`] for a back end that has the guest's rings.
+pub(super) fn missing_foreign(back_end: u64, guest: u64) -> u64 {
+    guest & (DEVICE | RING) & !back_end
 }
 
 #[cfg(test)]
@@ -69,6 +85,12 @@ mod tests {
             1 << 3 | VERSION_1
         );
         assert_eq!(missing(back_end, guest | 1 << 7), 1 << 7);
+        assert_eq!(
+            negotiated_foreign(back_end, guest | RING_INDIRECT_DESC, 0),
+            1 << 3 | VERSION_1 | RING_INDIRECT_DESC
+        );
+        assert_eq!(negotiated_foreign(back_end, guest, 0), 1 << 3 | VERSION_1);
+        assert_eq!(missing_foreign(back_end, guest), RING_EVENT_IDX);
         assert_eq!(missing(back_end, guest), 0);
     }
 }

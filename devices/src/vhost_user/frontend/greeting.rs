@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 
 use vhost::vhost_user::VhostUserProtocolFeatures as Protocol;
 
-use super::config::ConfigWrites;
+use super::config::{ConfigWrites, Memory};
 use super::connection::Connection;
 use super::error::SessionError;
 use super::features;
+use super::foreign::{Direct, can_map};
 use super::peer::{CONFIG_MAX, PROTOCOL_FEATURES, Peer, until};
 use super::pool::Pool;
 use super::shared::{Known, Shared};
@@ -16,12 +17,15 @@ use crate::virtio::features::VERSION_1;
 
 /// What is asked for of a back end's protocol, as far as it has it. In-flight
 /// tracking is not: which requests it has, its front end knows by the shadow
-/// rings. Nor are memory slots: there is one region.
+/// rings. Nor are memory slots: a table is given whole.
 const PROTOCOL: Protocol = Protocol::MQ
     .union(Protocol::CONFIG)
     .union(Protocol::REPLY_ACK)
     .union(Protocol::RESET_DEVICE)
     .union(Protocol::BACKEND_REQ);
+
+/// What is asked for besides where the back end has the guest's memory and rings.
+const FOREIGN: Protocol = Protocol::XEN_MMAP.union(Protocol::INFLIGHT_SHMFD);
 
 /// Connects and finds out what the back end is.
 pub(super) fn connect(shared: &Shared) -> Result<Connection<'_>, SessionError> {
@@ -34,7 +38,14 @@ pub(super) fn connect(shared: &Shared) -> Result<Connection<'_>, SessionError> {
         return Err(SessionError::Legacy { features });
     }
     if features & PROTOCOL_FEATURES != 0 {
-        peer.negotiate(PROTOCOL, &end)?;
+        let wanted = match spec.memory {
+            Memory::Bounce => PROTOCOL,
+            Memory::Foreign => PROTOCOL.union(FOREIGN),
+        };
+        peer.negotiate(wanted, &end)?;
+    }
+    if !can_map(shared.guest_memory.get(), peer.protocol) {
+        return Err(SessionError::NoXenMmap);
     }
     peer.set_owner(&end)?;
     // without MQ it has as many as its type has by rule
@@ -49,10 +60,21 @@ pub(super) fn connect(shared: &Shared) -> Result<Connection<'_>, SessionError> {
         features,
         config: read_config(shared, &peer)?,
         writable: peer.protocol.contains(Protocol::CONFIG),
+        protocol: peer.protocol,
     };
-    let pool = Pool::new(spec)?;
+    let pool = match spec.memory {
+        Memory::Bounce => Some(Pool::new(spec)?),
+        Memory::Foreign => None,
+    };
     let mut state = shared.state();
-    if !state.wishes.is_empty() {
+    if state.is_up() {
+        for guest in state.guest_rings.features() {
+            let missing = features::missing_foreign(features, guest);
+            if missing != 0 {
+                let offered = features;
+                return Err(SessionError::Features { offered, missing });
+            }
+        }
         for wish in state.wishes.values() {
             let missing = features::missing(features, wish.features);
             if missing != 0 {
@@ -78,6 +100,7 @@ pub(super) fn connect(shared: &Shared) -> Result<Connection<'_>, SessionError> {
         shared,
         peer,
         pool,
+        direct: Direct::default(),
         known,
         rings: BTreeMap::new(),
         lanes: BTreeMap::new(),

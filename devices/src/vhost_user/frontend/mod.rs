@@ -1,5 +1,6 @@
 //! Any vhost-user back end as a device of a guest, without giving it the
-//! guest's memory.
+//! guest's memory; or, where its user wants that ([`config::Memory::Foreign`]),
+//! with it (`foreign`).
 //!
 //! ```text
 //! guest's ring      worker, one a queue            memory file       back end
@@ -63,6 +64,7 @@ mod connection;
 mod device;
 mod error;
 mod features;
+mod foreign;
 mod greeting;
 mod handler;
 mod line;
@@ -79,4 +81,5 @@ mod wire;
 pub use config::{ConfigError, VhostUserConfig, VhostUserSpec};
 pub use device::{OpenError, VhostUserDevice};
 pub use error::{SessionError, Violation};
+pub use foreign::ForeignError;
 pub use stats::{VhostUserStats, VhostUserStatsSnapshot};

@@ -11,6 +11,7 @@ use vhost::vhost_user::VhostUserProtocolFeatures as Protocol;
 use vhost::vhost_user::message::{BackendReq, FrontendReq};
 
 use super::error::SessionError;
+use super::foreign::Record;
 use super::wire::{Message, NEED_REPLY, Request, Until, Wire, answer};
 use crate::virtio::bell::Bell;
 
@@ -263,11 +264,55 @@ impl Peer {
         regions: &[(Region, BorrowedFd<'_>)],
         until: &Until<'_>,
     ) -> Result<(), SessionError> {
-        let count = u32::try_from(regions.len()).unwrap_or(u32::MAX);
-        let mut body: Vec<u8> = [count, 0].into_iter().flat_map(u32::to_ne_bytes).collect();
-        body.extend(regions.iter().flat_map(|(region, _)| region.bytes()));
+        let descriptions: Vec<_> = regions.iter().map(|(region, _)| region.bytes()).collect();
         let files: Vec<_> = regions.iter().map(|(_, file)| *file).collect();
-        self.tell(request!(SET_MEM_TABLE), &body, &files, until)
+        self.set_table(&descriptions, &files, until)
+    }
+
+    /// The same, by descriptions of the regions and a file for each.
+    pub(super) fn set_table(
+        &self,
+        descriptions: &[Vec<u8>],
+        files: &[BorrowedFd<'_>],
+        until: &Until<'_>,
+    ) -> Result<(), SessionError> {
+        let count = u32::try_from(descriptions.len()).unwrap_or(u32::MAX);
+        let mut body: Vec<u8> = [count, 0].into_iter().flat_map(u32::to_ne_bytes).collect();
+        body.extend(descriptions.iter().flatten());
+        self.tell(request!(SET_MEM_TABLE), &body, files, until)
+    }
+
+    /// Has it make a record of what is in flight, for `queues` of `size`.
+    pub(super) fn record(
+        &self,
+        queues: u16,
+        size: u16,
+        until: &Until<'_>,
+    ) -> Result<Record, SessionError> {
+        let request = request!(GET_INFLIGHT_FD);
+        let body = Record::body(0, 0, queues, size);
+        self.wire.send(request, 0, &body, &[], until)?;
+        let mut message = self.wire.answer(request, until)?;
+        let file = message.files.pop();
+        let others = !message.files.is_empty();
+        file.filter(|_| !others)
+            .and_then(|file| Record::of(&message.body, file))
+            .ok_or_else(|| answer(request, "no record of what is in flight".into()))
+    }
+
+    /// Gives it the record that it, or another back end before it, has made.
+    pub(super) fn set_record(
+        &self,
+        record: &Record,
+        until: &Until<'_>,
+    ) -> Result<(), SessionError> {
+        let body = Record::body(record.size, record.offset, record.queues, record.queue_size);
+        self.tell(
+            request!(SET_INFLIGHT_FD),
+            &body,
+            &[record.file.as_fd()],
+            until,
+        )
     }
 
     /// Where a ring is and from where on it is used.

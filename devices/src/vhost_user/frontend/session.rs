@@ -66,6 +66,8 @@ impl Session {
                     pause = RETRY;
                     let end = connection.serve();
                     connection.lose();
+                    drop(connection);
+                    shared.lose_guest_rings();
                     add(&shared.stats.lost, 1);
                     self.away = Instant::now();
                     end
@@ -94,7 +96,7 @@ impl Session {
         if matches!(error, SessionError::Silent { .. }) {
             add(&self.shared.stats.hung, 1);
         }
-        let is_up = !self.shared.state().wishes.is_empty();
+        let is_up = self.shared.state().is_up();
         if is_up && is_another_device(&error) {
             self.shared.need_reset();
         }
@@ -129,7 +131,7 @@ impl Session {
                 return true;
             }
             let state = self.shared.state();
-            let is_wanted = !state.wishes.is_empty();
+            let is_wanted = state.is_up();
             let is_blocked = state.is_blocked;
             drop(state);
             let limit = self.shared.spec.give_up_after;

@@ -10,10 +10,12 @@ use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use vhost::vhost_user::VhostUserProtocolFeatures as Protocol;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::config::VhostUserSpec;
 use super::error::{SessionError, Violation};
+use super::foreign::{GuestMemory, GuestRings};
 use super::pool::QueueMemory;
 use super::stats::VhostUserStats;
 use crate::virtio::Notifier;
@@ -79,12 +81,14 @@ pub(super) struct Wish {
 }
 
 /// What the back end is.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Known {
     pub features: u64,
     pub config: Vec<u8>,
     /// The back end takes what a driver writes to the configuration space.
     pub writable: bool,
+    /// What of its protocol is used.
+    pub protocol: Protocol,
 }
 
 /// What is wanted and what is known.
@@ -92,6 +96,9 @@ pub(super) struct Known {
 pub(super) struct State {
     /// By queue.
     pub wishes: BTreeMap<u16, Wish>,
+    /// Rings of the guest's own that are to be served, of a back end that has the
+    /// guest's memory.
+    pub guest_rings: GuestRings,
     /// Queues that will be wanted in a moment. Until then none is used: there
     /// are back ends that die over a ring whose neighbours do not run.
     pub expected: BTreeSet<u16>,
@@ -120,6 +127,13 @@ pub(super) struct State {
     since: Option<Instant>,
 }
 
+impl State {
+    /// Whether a driver uses the device.
+    pub(super) fn is_up(&self) -> bool {
+        !self.wishes.is_empty() || !self.guest_rings.is_empty()
+    }
+}
+
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Shared {
@@ -132,6 +146,8 @@ pub(super) struct Shared {
     /// The session is to end. Never heard.
     pub quit: Bell,
     pub notifier: OnceLock<Arc<Notifier>>,
+    /// Of a back end that is given it, once the device is behind registers.
+    pub guest_memory: OnceLock<GuestMemory>,
     /// Of the transport, once there is one.
     attention: OnceLock<EventFd>,
     /// Since when the back end is wanted.
@@ -148,6 +164,7 @@ impl Shared {
             bell: Bell::new()?,
             quit: Bell::new()?,
             notifier: OnceLock::new(),
+            guest_memory: OnceLock::new(),
             attention: OnceLock::new(),
             begun: Instant::now(),
         })
@@ -210,10 +227,20 @@ impl Shared {
 
     /// Nothing may keep a queue's worker any more.
     pub(super) fn let_go(&self, queue: u16) {
-        if let Some(wish) = self.state().wishes.get_mut(&queue) {
+        let mut state = self.state();
+        if let Some(wish) = state.wishes.get_mut(&queue) {
             wish.leaves = true;
         }
+        let returned = state.guest_rings.leave(queue);
+        drop(state);
+        drop(returned);
         self.bell.ring();
+    }
+
+    /// There is no back end any more that could have one of the guest's rings.
+    pub(super) fn lose_guest_rings(&self) {
+        let returned = self.state().guest_rings.lost();
+        drop(returned);
     }
 
     /// What a queue's worker is going to ring.
@@ -254,6 +281,7 @@ impl Shared {
         state.written.clear();
         state.passed = state.writes;
         state.expected.clear();
+        state.guest_rings.reset();
         drop(state);
         self.bell.ring();
     }

@@ -2,6 +2,7 @@
 //! shadow ring is the test's.
 
 mod config_space;
+mod foreign;
 mod hostile;
 mod life;
 mod messages;

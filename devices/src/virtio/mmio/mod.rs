@@ -107,7 +107,7 @@ impl Transport {
     /// a queue back; [`Transport::collect`] is to be called then.
     ///
     /// # Errors
-    /// No event files.
+    /// No event files, or a device that cannot serve its rings in this memory.
     pub fn new(
         mut device: Box<dyn Device>,
         options: TransportOptions,
@@ -119,6 +119,9 @@ impl Transport {
         let queues = Queues::new(device.queue_sizes(), returned)?;
         let notifier = Arc::new(Notifier::new(line));
         device.attach(&notifier, attention);
+        if let Some(server) = device.ring_server() {
+            server.attach_memory(&provider).map_err(io::Error::other)?;
+        }
         Ok(Transport {
             device,
             options,
@@ -138,12 +141,11 @@ impl Transport {
             true => features::ACCESS_PLATFORM,
             false => 0,
         };
-        self.device.features()
-            | platform
-            | features::VERSION_1
-            | features::RING_INDIRECT_DESC
-            | features::RING_EVENT_IDX
-            | features::RING_RESET
+        let rings = match self.device.ring_server() {
+            Some(server) => server.ring_features(),
+            None => features::RING_INDIRECT_DESC | features::RING_EVENT_IDX,
+        };
+        self.device.features() | platform | features::VERSION_1 | rings | features::RING_RESET
     }
 
     /// The register file as it stands.

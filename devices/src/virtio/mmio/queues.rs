@@ -1,7 +1,8 @@
-//! The queues of a transport: their registers, doorbells and workers.
+//! The queues of a transport: their registers, doorbells and who serves them.
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -10,7 +11,8 @@ use super::register::Register;
 use crate::virtio::device::{Device, DeviceError, DmaProvider};
 use crate::virtio::interrupt::Notifier;
 use crate::virtio::queue::{ActiveQueue, QueueLayout, QueuePosition, QueueStats, check_layout};
-use crate::virtio::worker::{ReturnPath, Returned, Worker};
+use crate::virtio::ring::Ring;
+use crate::virtio::worker::{ReturnGuard, ReturnPath, Returned, Worker};
 
 /// What starting a queue needs of its transport.
 pub(super) struct QueueContext<'a> {
@@ -29,22 +31,30 @@ enum Stopping {
     Reset,
 }
 
+/// Who serves a queue.
+enum Server {
+    Worker(Worker),
+    /// The device itself, which has its ring.
+    Device,
+}
+
 struct Slot {
     max: u16,
     layout: QueueLayout,
     ready: bool,
     stopping: Option<Stopping>,
     doorbell: EventFd,
-    worker: Option<Worker>,
+    server: Option<Server>,
     stats: Arc<QueueStats>,
 }
 
 impl Slot {
     fn stop(&mut self, stopping: Stopping) -> bool {
         self.ready = false;
-        match &self.worker {
-            Some(worker) => {
-                if self.stopping.is_none() {
+        match &self.server {
+            Some(server) => {
+                // a device is told by its transport
+                if let (Server::Worker(worker), None) = (server, self.stopping) {
                     worker.stop();
                 }
                 self.stopping = Some(stopping);
@@ -86,7 +96,7 @@ impl Queues {
                     ready: false,
                     stopping: None,
                     doorbell: EventFd::new(EFD_NONBLOCK)?,
-                    worker: None,
+                    server: None,
                     stats: Arc::default(),
                 })
             })
@@ -179,14 +189,18 @@ impl Queues {
     pub(super) fn ready(&self) -> Vec<u16> {
         (0..)
             .zip(&self.slots)
-            .filter(|(_, slot)| slot.ready && slot.worker.is_none())
+            .filter(|(_, slot)| slot.ready && slot.server.is_none())
             .map(|(index, _)| index)
             .collect()
     }
 
     pub(super) fn ring(&self, queue: u32) -> bool {
         match self.slot(queue) {
-            Some(slot) if slot.worker.is_some() && slot.stopping.is_none() => {
+            Some(slot) if slot.server.is_some() && slot.stopping.is_none() => {
+                if let Some(Server::Device) = slot.server {
+                    // a worker counts them itself
+                    slot.stats.kicks.fetch_add(1, Ordering::Relaxed);
+                }
                 if let Err(error) = slot.doorbell.write(1) {
                     tracing::error!(queue, %error, "doorbell cannot be rung");
                 }
@@ -209,6 +223,23 @@ impl Queues {
         let Some(slot) = self.slots.get_mut(usize::from(index)) else {
             return Ok(());
         };
+        if let Some(server) = device.ring_server() {
+            let returned = ReturnGuard {
+                index,
+                position: None,
+                returns,
+            };
+            server.start(Ring::new(
+                index,
+                slot.layout,
+                context.features,
+                slot.doorbell.try_clone()?,
+                Arc::clone(context.notifier),
+                returned,
+            ))?;
+            slot.server = Some(Server::Device);
+            return Ok(());
+        }
         let queue = ActiveQueue::activate(
             index,
             slot.layout,
@@ -219,14 +250,14 @@ impl Queues {
             Arc::clone(&slot.stats),
         )?;
         let handler = device.start_queue(index, context.features)?;
-        slot.worker = Some(Worker::start(
+        slot.server = Some(Server::Worker(Worker::start(
             format!("{}/{index}", context.label),
             queue,
             handler,
             &slot.doorbell,
             Arc::clone(context.notifier),
             returns,
-        )?);
+        )?));
         Ok(())
     }
 
@@ -249,7 +280,7 @@ impl Queues {
     }
 
     pub(super) fn all_stopped(&self) -> bool {
-        self.slots.iter().all(|slot| slot.worker.is_none())
+        self.slots.iter().all(|slot| slot.server.is_none())
     }
 
     pub(super) fn any_stopping(&self) -> bool {
@@ -280,8 +311,11 @@ impl Queues {
             let Some(slot) = self.slots.get_mut(usize::from(returned.index)) else {
                 continue;
             };
-            if let Some(worker) = slot.worker.take() {
-                worker.join();
+            match slot.server.take() {
+                Some(Server::Worker(worker)) => worker.join(),
+                Some(Server::Device) => {}
+                // it was never taken up
+                None => continue,
             }
             match slot.stopping {
                 Some(stopping) => slot.settle(stopping),
@@ -298,8 +332,10 @@ impl Queues {
 impl Drop for Queues {
     fn drop(&mut self) {
         // all at once, so that dropping them one by one waits but once
-        for worker in self.slots.iter().filter_map(|slot| slot.worker.as_ref()) {
-            worker.stop();
+        for slot in &self.slots {
+            if let Some(Server::Worker(worker)) = &slot.server {
+                worker.stop();
+            }
         }
     }
 }

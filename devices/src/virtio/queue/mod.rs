@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use smallvec::SmallVec;
-use swiotlb::{Access, Dma, Done, Fault, Job, Need, Range, Transfer};
+use swiotlb::{Dma, Done, Fault, Job, Need, Transfer};
 use thiserror::Error;
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress};
@@ -210,27 +210,7 @@ impl ActiveQueue {
         stats: Arc<QueueStats>,
     ) -> Result<Self, QueueError> {
         check_layout(&layout)?;
-        let mut part = |part, address, len, access| {
-            Range::new(address, len)
-                .and_then(|range| Ok((range, dma.map_ring(range, access)?)))
-                .map_err(|source| QueueError::Ring { part, source })
-        };
-        // the device writes the used ring alone
-        let memory = RingMemory::new(
-            part(
-                "descriptor table",
-                layout.desc,
-                layout.desc_len(),
-                Access::Read,
-            )?,
-            part(
-                "available ring",
-                layout.avail,
-                layout.avail_len(),
-                Access::Read,
-            )?,
-            part("used ring", layout.used, layout.used_len(), Access::Write)?,
-        );
+        let memory = RingMemory::map(&layout, &mut dma)?;
         let mut ring = Queue::new(layout.size)?;
         ring.try_set_size(layout.size)?;
         ring.try_set_desc_table_address(GuestAddress(layout.desc))?;

@@ -6,12 +6,14 @@
 
 use std::iter::FusedIterator;
 
-use swiotlb::{Range, RingMapping};
+use swiotlb::{Access, Dma, Range, RingMapping};
 use vm_memory::bitmap::BS;
 use vm_memory::guest_memory::{
     Error as MemoryError, GuestMemorySliceIterator, Result as MemoryResult,
 };
 use vm_memory::{GuestAddress, GuestMemory, GuestMemoryMmap, Permissions, VolatileSlice};
+
+use super::{QueueError, QueueLayout};
 
 struct Part {
     range: Range,
@@ -38,6 +40,27 @@ impl RingMemory {
             avail: part(avail),
             used: part(used),
         }
+    }
+
+    /// Maps the parts of a ring.
+    ///
+    /// # Errors
+    /// [`QueueError::Ring`] names the part that cannot be reached.
+    pub fn map(layout: &QueueLayout, dma: &mut Dma) -> Result<Self, QueueError> {
+        let mut part = |part, address, len, access| {
+            Range::new(address, len)
+                .and_then(|range| Ok((range, dma.map_ring(range, access)?)))
+                .map_err(|source| QueueError::Ring { part, source })
+        };
+        let QueueLayout {
+            desc, avail, used, ..
+        } = *layout;
+        // the device writes the used ring alone
+        Ok(RingMemory::new(
+            part("descriptor table", desc, layout.desc_len(), Access::Read)?,
+            part("available ring", avail, layout.avail_len(), Access::Read)?,
+            part("used ring", used, layout.used_len(), Access::Write)?,
+        ))
     }
 
     /// The descriptor table.

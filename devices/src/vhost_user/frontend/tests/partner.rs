@@ -24,6 +24,9 @@ pub const PROTOCOL_FEATURES: u64 = 1 << 30;
 /// MQ, REPLY_ACK, BACKEND_REQ, CONFIG, RESET_DEVICE, by their numbers.
 pub const PROTOCOL: u64 = 1 << 0 | 1 << 3 | 1 << 5 | 1 << 9 | 1 << 13;
 
+/// Bytes of its record of what is in flight.
+const INFLIGHT_BYTES: u64 = 0x240;
+
 /// A message to the back end.
 pub struct Said {
     pub code: u32,
@@ -272,6 +275,13 @@ impl Partner {
         call.write_all(&1u64.to_ne_bytes()).unwrap();
     }
 
+    /// Whether its driver has kicked since the last call.
+    pub fn is_kicked(&self) -> bool {
+        eventually("a kick", || self.seen().kick.is_some());
+        let mut kick = self.seen().kick.as_ref().unwrap().try_clone().unwrap();
+        kick.read(&mut [0; 8]).is_ok()
+    }
+
     /// Fills its kick and has whoever rings it wait.
     pub fn block_kick(&self) {
         eventually("a kick", || self.seen().kick.is_some());
@@ -358,8 +368,16 @@ fn serve(mut stream: UnixStream, character: &Mutex<Character>, seen: &Mutex<Seen
                 },
             }
         };
+        let tracks = said.code == FrontendReq::GET_INFLIGHT_FD as u32;
         note(&mut seen.lock().unwrap(), said);
-        if stream.write_all(&answer).is_err() {
+        let sent = match tracks {
+            true => {
+                let file = tempfile::tempfile().unwrap();
+                stream.send_with_fd(&answer[..], file.as_raw_fd()).is_ok()
+            }
+            false => stream.write_all(&answer).is_ok(),
+        };
+        if !sent {
             return;
         }
     }
@@ -417,6 +435,8 @@ fn answer(character: &Character, said: &Said) -> Option<Vec<u8>> {
         number(character.queues)
     } else if is(FrontendReq::GET_VRING_BASE) {
         Some([&said.body[..4], &[0; 4]].concat())
+    } else if is(FrontendReq::GET_INFLIGHT_FD) {
+        Some([&INFLIGHT_BYTES.to_ne_bytes(), &said.body[8..]].concat())
     } else if is(FrontendReq::GET_CONFIG) {
         let asked = said.body.len() - 12;
         let has = character.config.len();
@@ -445,14 +465,16 @@ fn note(seen: &mut Seen, mut said: Said) {
     }
     if is(FrontendReq::SET_MEM_TABLE) {
         let words = longs(&said.body);
-        assert_eq!((words[0], words.len()), (1, 5), "one region");
+        assert_eq!(words[0], 1, "one region");
         seen.region = words[1..5].try_into().unwrap();
         let file = FileOffset::new(said.files.remove(0).into(), seen.region[3]);
         let len = seen.region[1] as usize;
         seen.memory = Some(Arc::new(MmapRegion::from_file(file, len).unwrap()));
     } else if is(FrontendReq::SET_VRING_NUM) {
         seen.size = u16::from_ne_bytes(said.body[4..6].try_into().unwrap());
-        (seen.avail, seen.used) = (0, 0);
+    } else if is(FrontendReq::SET_VRING_BASE) {
+        let base = u16::from_ne_bytes(said.body[4..6].try_into().unwrap());
+        (seen.avail, seen.used) = (base, base);
     } else if is(FrontendReq::SET_VRING_ADDR) {
         seen.ring = longs(&said.body)[1..4].try_into().unwrap();
     } else if is(FrontendReq::SET_VRING_KICK) {

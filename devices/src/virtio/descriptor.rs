@@ -6,7 +6,8 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use vmm_sys_util::eventfd::EventFd;
 
 /// Borrows the descriptor of an eventfd.
-pub(crate) fn borrow(event: &EventFd) -> BorrowedFd<'_> {
+#[must_use]
+pub fn borrow(event: &EventFd) -> BorrowedFd<'_> {
     // SAFETY: `event`, borrowed for as long as the result, owns the descriptor
     // and keeps it open.
     unsafe { BorrowedFd::borrow_raw(event.as_raw_fd()) }

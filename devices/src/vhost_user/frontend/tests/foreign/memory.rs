@@ -1,0 +1,127 @@
+//! The memory that a back end is given, and what cannot be given it.
+
+use std::sync::Arc;
+
+use swiotlb::range::GRANT_BIT;
+use vhost::vhost_user::message::FrontendReq;
+
+use super::super::eventually;
+use super::super::partner::{Character, PROTOCOL, Partner};
+use super::{Provider, Rig, put_behind_registers};
+use crate::testing::{DriverRing, GuestRam, Line};
+use crate::virtio::Sharing;
+use crate::virtio::mmio::Register;
+
+/// XEN_MMAP, by its number.
+const XEN_MMAP: u64 = 1 << 17;
+
+#[test]
+fn a_ring_that_is_granted_or_outside_of_memory_breaks_the_device_and_nothing_is_said_of_it() {
+    let places: [fn(&mut u64); 2] = [|at| *at |= GRANT_BIT, |at| *at += 1 << 30];
+    for change in places {
+        let ram = GuestRam::new(64);
+        let partner = Partner::new();
+        let provider = Provider(ram.clone(), Ok(Sharing::File));
+        let line = Arc::new(Line::default());
+        let (transport, returned) = put_behind_registers(&partner, |_| {}, line, provider).unwrap();
+        let mut rig = Rig {
+            transport,
+            returned,
+            ring: DriverRing::new(&ram, 8),
+            ram,
+            partner,
+        };
+        let layout = rig.ring.layout();
+        let mut used = layout.used;
+        change(&mut used);
+
+        let offered = rig.transport.offered();
+        rig.negotiate(offered);
+        rig.install(layout.desc, layout.avail, used);
+
+        eventually("the guest is told", || rig.needs_reset());
+        assert!(rig.partner.bodies(FrontendReq::SET_VRING_ADDR).is_empty());
+        let _ = rig.transport.write(Register::Status as u64, 4, 0);
+        rig.await_returned();
+        assert!(!rig.needs_reset());
+    }
+}
+
+fn refusal(partner: &Partner, sharing: Result<Sharing, &'static str>) -> String {
+    let provider = Provider(GuestRam::new(16), sharing);
+    let line = Arc::new(Line::default());
+    let refused = put_behind_registers(partner, |_| {}, line, provider).unwrap_err();
+    crate::virtio::worker::with_causes(&refused)
+}
+
+#[test]
+fn memory_that_cannot_be_shared_is_refused_with_the_socket_and_the_reason() {
+    let partner = Partner::new();
+
+    let text = refusal(&partner, Err("grants"));
+
+    assert!(text.contains(partner.socket().to_str().unwrap()), "{text}");
+    assert!(text.contains("grants"), "{text}");
+}
+
+#[test]
+fn a_back_end_that_cannot_map_foreign_memory_is_refused_with_what_would_help() {
+    let partner = Partner::new();
+
+    let text = refusal(&partner, Ok(Sharing::Foreign { domid: 7 }));
+
+    assert!(text.contains(partner.socket().to_str().unwrap()), "{text}");
+    assert!(
+        text.contains("XEN_MMAP") && text.contains("bounce"),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_back_end_that_comes_later_and_cannot_map_foreign_memory_is_not_used() {
+    let mut partner = Partner::absent(Character::default());
+    let provider = Provider(GuestRam::new(16), Ok(Sharing::Foreign { domid: 7 }));
+    let line = Arc::new(Line::default());
+    let (transport, _returned) = put_behind_registers(&partner, |_| {}, line, provider).unwrap();
+
+    partner.come();
+    eventually("a second try", || partner.connections() > 1);
+
+    let list = transport.device().statistics();
+    assert!(list.contains(&("connected", 0)), "{list:?}");
+}
+
+#[test]
+fn foreign_memory_is_told_by_the_extended_table_and_a_file_too_if_it_is_negotiated() {
+    for (sharing, own) in [
+        (
+            Sharing::Foreign { domid: 0x1234 },
+            [1, 0, 0, 0, 0x34, 0x12, 0, 0],
+        ),
+        (Sharing::File, [0; 8]),
+    ] {
+        let partner = Partner::with(Character {
+            protocol: PROTOCOL | XEN_MMAP,
+            ..Character::default()
+        });
+        let ram = GuestRam::new(64);
+        let provider = Provider(ram.clone(), Ok(sharing));
+        let line = Arc::new(Line::default());
+        let (transport, returned) = put_behind_registers(&partner, |_| {}, line, provider).unwrap();
+        let mut rig = Rig {
+            transport,
+            returned,
+            ring: DriverRing::new(&ram, 8),
+            ram,
+            partner,
+        };
+
+        rig.drive();
+        rig.partner.wait_for(FrontendReq::SET_VRING_ENABLE);
+
+        let table = rig.partner.bodies(FrontendReq::SET_MEM_TABLE).remove(0);
+        assert_eq!(table.len(), 8 + 40);
+        assert_eq!(table[..8], [1, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(table[40..], own);
+    }
+}

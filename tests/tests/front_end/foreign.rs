@@ -1,0 +1,103 @@
+//! The guest's own memory and rings: by every way of events, and for whom it is
+//! not.
+
+use std::error::Error;
+
+use devices::vhost_user::frontend::config::Memory;
+use devices::virtio::DeviceType;
+use tests::Stand;
+use tests::back_end::{BackEnd, Way, in_front};
+use tests::stand::{Setup, disk, slot};
+use virtio_drivers::device::blk::RespStatus;
+use vmm::demo::guest::{Addresses, SECTOR, within};
+use vmm::guest::EventMode;
+
+use super::LIMIT;
+
+#[test]
+fn a_disk_is_served_by_every_way_of_events() {
+    for events in [EventMode::Plain, EventMode::Irqfd, EventMode::Ioeventfd] {
+        within("the test", LIMIT, move || {
+            let stand = Stand::with(Setup {
+                events,
+                ..Setup::default()
+            });
+            let (path, content) = stand.image("image", 1 << 20);
+            let socket = stand.path("socket");
+            let _back_end = BackEnd::serve(&socket, disk(&path));
+            let device = in_front(Way::DIRECT.config(&socket, DeviceType::BLOCK.0));
+            let place = stand.add(0, Addresses::Plain, device);
+            let mut driver = stand.drive(&place);
+
+            for round in 0..64 {
+                let at = round * 16384;
+                driver.read(at / SECTOR, 16384).unwrap();
+                let done = driver.drain().unwrap().remove(0);
+                assert_eq!(done.status, RespStatus::OK);
+                assert!(done.data == content[at..at + 16384], "{events:?} at {at}");
+            }
+
+            let stats = stand.guest().snapshot().devices.remove(0);
+            assert!(stats.statistics.contains(&("foreign_memory", 1)));
+            // by the guest's thread, or nearly all of them past it
+            let kicks = stats.queues[0].kicks;
+            assert_eq!(kicks < 32, events == EventMode::Ioeventfd, "{kicks}");
+            drop(driver);
+            stand.finish();
+        })
+        .unwrap();
+    }
+}
+
+#[test]
+fn a_guest_that_lends_its_pages_is_refused_with_device_socket_and_remedy() {
+    let stand = Stand::new();
+    let (path, _) = stand.image("image", 1 << 20);
+    let socket = stand.path("socket");
+    let _back_end = BackEnd::serve(&socket, disk(&path));
+    let device = in_front(Way::DIRECT.config(&socket, DeviceType::BLOCK.0));
+    let place = stand.place(0, Addresses::Grants);
+
+    let error = stand.guest().add(slot(&place, device)).unwrap_err();
+
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    for word in [
+        "virtio_disk/0",
+        socket.to_str().unwrap(),
+        "grant_usage=0",
+        "bounce",
+    ] {
+        assert!(text.contains(word), "{text}");
+    }
+    assert!(stand.guest().snapshot().devices.is_empty());
+    stand.finish();
+}
+
+#[test]
+fn a_device_with_a_guests_memory_is_not_served_to_another_front_end() {
+    let stand = Stand::new();
+    let (path, _) = stand.image("image", 1 << 20);
+    let socket = stand.path("socket");
+    let _back_end = BackEnd::serve(&socket, disk(&path));
+    let served = |memory| {
+        let way = Way {
+            memory,
+            ..Way::PLAIN
+        };
+        let device = in_front(way.config(&socket, DeviceType::BLOCK.0));
+        let outer = stand.path(&format!("{memory:?}"));
+        devices::vhost_user::backend::Server::bind(&outer, device, "outer").map(drop)
+    };
+
+    let (bounce, foreign) = (served(Memory::Bounce), served(Memory::Foreign));
+
+    assert!(bounce.is_ok());
+    let text = foreign.unwrap_err().source().unwrap().to_string();
+    assert!(text.contains("foreign"), "{text}");
+    stand.finish();
+}
