@@ -146,7 +146,9 @@ impl Connection<'_> {
                 self.start(queue, wish)?;
             }
         }
-        if self.shared.state().expected.is_empty() {
+        if self.shared.state().expected.is_empty() && !self.lanes.is_empty() {
+            // a kick before the ring moves data is swallowed by many a back end
+            self.peer.await_taken(&end)?;
             for (queue, lane) in std::mem::take(&mut self.lanes) {
                 if let Some((_, mailbox)) = self.rings.get(&queue) {
                     mailbox.post(Mail::Lane(lane));

@@ -314,6 +314,15 @@ impl Peer {
         self.tell(request!(SET_VRING_ENABLE), &body, &[], until)
     }
 
+    /// Waits until the back end has taken all that it was told: it takes one
+    /// message after the other, and answers this one at any time.
+    pub(super) fn await_taken(&self, until: &Until<'_>) -> Result<(), SessionError> {
+        if self.protocol.contains(Protocol::REPLY_ACK) {
+            return Ok(());
+        }
+        self.features(until).map(drop)
+    }
+
     /// Stops a ring: its requests are finished, or dropped, when it answers.
     /// Returns the available entry that it would take next.
     pub(super) fn stop_ring(&self, queue: u16, until: &Until<'_>) -> Result<u32, SessionError> {

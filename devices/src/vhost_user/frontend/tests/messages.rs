@@ -2,7 +2,7 @@
 
 use vhost::vhost_user::message::FrontendReq;
 
-use super::partner::{Character, PROTOCOL_FEATURES, Partner, message};
+use super::partner::{Character, PROTOCOL, PROTOCOL_FEATURES, Partner, message};
 use super::{Rig, config, eventually};
 use crate::vhost_user::frontend::VhostUserDevice;
 use crate::virtio::Device;
@@ -232,4 +232,21 @@ fn nonsense_on_its_own_channel_ends_the_connection_and_unknown_requests_do_not()
 
     eventually("another connection", || rig.stat("connections") == 2);
     assert_eq!(kept, 1);
+}
+
+#[test]
+fn nobody_is_kicked_who_has_not_taken_yet_that_the_ring_moves_data() {
+    let character = Character {
+        // without REPLY_ACK
+        protocol: PROTOCOL & !(1 << 3),
+        slow: Some(FrontendReq::SET_VRING_ENABLE),
+        ..Character::default()
+    };
+
+    let rig = Rig::with(Partner::with(character), |_| {});
+
+    assert_eq!(
+        rig.partner.bodies(FrontendReq::SET_VRING_ENABLE),
+        [[0u32, 1].map(u32::to_ne_bytes).concat()]
+    );
 }

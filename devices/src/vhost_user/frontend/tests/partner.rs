@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use tempfile::TempDir;
 use vhost::vhost_user::message::FrontendReq;
@@ -23,6 +24,9 @@ const REPLY: u32 = 4 | 1;
 pub const PROTOCOL_FEATURES: u64 = 1 << 30;
 /// MQ, REPLY_ACK, BACKEND_REQ, CONFIG, RESET_DEVICE, by their numbers.
 pub const PROTOCOL: u64 = 1 << 0 | 1 << 3 | 1 << 5 | 1 << 9 | 1 << 13;
+
+/// How long it takes for what it is slow at.
+const SLOW: Duration = Duration::from_millis(200);
 
 /// A message to the back end.
 pub struct Said {
@@ -41,6 +45,8 @@ pub struct Character {
     pub exact: bool,
     /// Bytes in place of the answer to a request; none: no answer at all.
     pub instead: Option<(FrontendReq, Vec<u8>)>,
+    /// What it takes its time for.
+    pub slow: Option<FrontendReq>,
 }
 
 impl Default for Character {
@@ -52,6 +58,7 @@ impl Default for Character {
             config: vec![7; 60],
             exact: false,
             instead: None,
+            slow: None,
         }
     }
 }
@@ -340,6 +347,10 @@ fn serve(mut stream: UnixStream, character: &Mutex<Character>, seen: &Mutex<Seen
         };
     }
     while let Some((flags, said)) = receive(&stream) {
+        let slow = character.lock().unwrap().slow;
+        if slow.is_some_and(|slow| slow as u32 == said.code) {
+            std::thread::sleep(SLOW);
+        }
         let answer = {
             let character = character.lock().unwrap();
             match &character.instead {
