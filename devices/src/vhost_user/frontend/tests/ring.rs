@@ -28,7 +28,7 @@ fn a_chain_arrives_as_the_driver_cut_it_and_what_is_to_be_written_is_zero() {
     assert_eq!(rig.partner.read(chain[0].addr, 6), b"header");
     assert_eq!(rig.partner.read(chain[1].addr, 5000), [9; 5000]);
     assert_eq!(rig.partner.read(chain[2].addr, 4096), [0; 4096]);
-    assert!(chain.iter().all(|part| part.addr % 4096 == 0));
+    assert!(chain[1..3].iter().all(|part| part.addr % 4096 == 0));
     assert_eq!(rig.stat("indirect"), 1);
 }
 
