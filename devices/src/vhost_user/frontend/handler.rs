@@ -145,8 +145,7 @@ impl VhostUserHandler {
                 add(&self.shared.stats.kicks, 1);
                 line.lane.kick.ring();
             }
-            let more = line.ring.rest();
-            if !more.map_err(|violation| self.violated(violation))? {
+            if !line.ring.has_used() {
                 return Ok(());
             }
         }
@@ -303,6 +302,21 @@ impl QueueHandler for VhostUserHandler {
             // the back end's calls make room, or its coming does
             false => 0,
         }
+    }
+
+    fn is_idle(&self) -> bool {
+        self.line.is_some()
+    }
+
+    fn has_come(&self) -> bool {
+        let line = self.line.as_ref();
+        line.is_some_and(|line| line.ring.has_used())
+    }
+
+    fn rest(&mut self) -> Result<bool, QueueError> {
+        let rested = self.line.as_mut().map(|line| line.ring.rest());
+        let more = rested.transpose();
+        Ok(more.map_err(|violation| self.violated(violation))? == Some(true))
     }
 
     fn event(&self) -> Option<BorrowedFd<'_>> {
