@@ -69,8 +69,8 @@ pub use counters::{Counters, CountersSnapshot};
 pub use device::{Attrs, Bounced, Coherent, Device, Lease, Mapping, SgElement, SgMapping, Worker};
 pub use direction::{Direction, SyncFor};
 pub use dma::{
-    Dma, Done, GrantClass, GrantMode, GrantPolicy, GrantPolicySnapshot, InFlight, Job, JobRanges,
-    Mapped, Rejected,
+    Carry, Dma, Done, GrantClass, GrantMode, GrantPolicy, GrantPolicySnapshot, InFlight, Job,
+    JobRanges, Mapped, Rejected,
 };
 pub use error::Error;
 pub use fault::{BounceReason, Fault};

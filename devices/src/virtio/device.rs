@@ -180,10 +180,26 @@ pub trait QueueHandler: Send {
         None
     }
 
-    /// Nothing is in flight, and only the driver brings something new: the worker
-    /// may look at the ring for a while before it sleeps.
+    /// What comes next is seen in the ring or by [`QueueHandler::has_come`]: the
+    /// worker may look for it for a while before it sleeps.
     fn is_idle(&self) -> bool {
         false
+    }
+
+    /// Whether something of the handler's own has come, which it finds when it
+    /// is next given chains, even none; for handlers that can look without a
+    /// system call.
+    fn has_come(&self) -> bool {
+        false
+    }
+
+    /// The worker is about to sleep: what comes from now on has to tell by the
+    /// event. True if something has come meanwhile that may not.
+    ///
+    /// # Errors
+    /// As [`QueueHandler::serve`].
+    fn rest(&mut self) -> Result<bool, QueueError> {
+        Ok(false)
     }
 
     /// The event has come.

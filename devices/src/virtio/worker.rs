@@ -255,25 +255,48 @@ impl Body {
         }
         loop {
             queue.kicks_off()?;
-            while !self.stop.load(Ordering::SeqCst) {
-                let room = handler.room();
-                if room == 0 {
-                    // its event brings the worker back here
-                    return Ok(());
-                }
-                let chains = queue.take(room)?;
-                if chains.is_empty() {
-                    break;
-                }
-                handler.serve(queue, chains)?;
+            let is_full = self.drain(queue, handler)?;
+            let stopped = || self.stop.load(Ordering::SeqCst);
+            let comes = || stopped() || queue.is_available() || handler.has_come();
+            let looked = !is_full && handler.is_idle() && watch.look(comes);
+            if stopped() {
+                return Ok(());
+            }
+            let has_come = match looked {
+                true => handler.has_come(),
+                false => handler.rest()?,
+            };
+            if has_come {
+                handler.serve(queue, Vec::new())?;
                 queue.notify()?;
             }
-            let stopped = || self.stop.load(Ordering::SeqCst);
-            let comes = handler.is_idle() && watch.look(|| stopped() || queue.is_available());
-            if stopped() || !(comes || queue.kicks_on()?) {
+            // with no room its event brings the worker back here
+            if !(looked || has_come || !is_full && queue.kicks_on()?) {
                 return Ok(());
             }
         }
+    }
+
+    /// Serves what is available, until nothing is; true if the handler has no
+    /// room for more.
+    fn drain(
+        &self,
+        queue: &mut ActiveQueue,
+        handler: &mut dyn QueueHandler,
+    ) -> Result<bool, QueueError> {
+        while !self.stop.load(Ordering::SeqCst) {
+            let room = handler.room();
+            if room == 0 {
+                return Ok(true);
+            }
+            let chains = queue.take(room)?;
+            if chains.is_empty() {
+                break;
+            }
+            handler.serve(queue, chains)?;
+            queue.notify()?;
+        }
+        Ok(false)
     }
 }
 
@@ -287,4 +310,87 @@ pub fn with_causes(error: &dyn std::error::Error) -> String {
         source = cause.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::channel;
+    use std::time::{Duration, Instant};
+
+    use vmm_sys_util::eventfd::EFD_NONBLOCK;
+
+    use super::*;
+    use crate::testing::{Buffer, DriverRing, GuestRam};
+    use crate::virtio::Chain;
+    use crate::virtio::features::VERSION_1;
+
+    /// Keeps what it is given until something of its own has come, which nobody
+    /// tells it.
+    #[derive(Default)]
+    struct Silent {
+        kept: Vec<Chain>,
+        looks: bool,
+    }
+
+    impl QueueHandler for Silent {
+        fn serve(&mut self, queue: &mut ActiveQueue, chains: Vec<Chain>) -> Result<(), QueueError> {
+            if chains.is_empty() {
+                let heads = self.kept.drain(..).map(|chain| (chain.head, 7));
+                return queue.push_together(heads.collect());
+            }
+            self.kept.extend(chains);
+            Ok(())
+        }
+
+        fn is_idle(&self) -> bool {
+            self.looks
+        }
+
+        fn has_come(&self) -> bool {
+            self.looks && !self.kept.is_empty()
+        }
+
+        fn rest(&mut self) -> Result<bool, QueueError> {
+            Ok(!self.looks && !self.kept.is_empty())
+        }
+    }
+
+    /// What is used of one chain that `handler` has.
+    fn used(handler: Silent) -> Vec<(u16, u32)> {
+        let ram = GuestRam::new(16);
+        let mut ring = DriverRing::new(&ram, 4);
+        ring.add(&[Buffer::writable(ram.alloc(16), 16)]);
+        let (queue, line) = ring.activate(VERSION_1);
+        let doorbell = EventFd::new(EFD_NONBLOCK).unwrap();
+        let returns = ReturnPath {
+            sender: channel().0,
+            event: EventFd::new(EFD_NONBLOCK).unwrap(),
+        };
+        let notifier = Arc::new(Notifier::new(line));
+        let handler = Box::new(handler);
+
+        let worker = Worker::start("test".into(), queue, handler, &doorbell, notifier, returns);
+        let end = Instant::now() + Duration::from_secs(60);
+        while ring.used_index() == 0 && Instant::now() < end {
+            thread::sleep(Duration::from_millis(1));
+        }
+        drop(worker.unwrap());
+
+        ring.used()
+    }
+
+    #[test]
+    fn what_has_come_to_a_handler_is_not_slept_over() {
+        assert_eq!(used(Silent::default()), [(0, 7)]);
+    }
+
+    #[test]
+    fn what_comes_to_a_handler_is_found_by_looking() {
+        let handler = Silent {
+            looks: true,
+            ..Silent::default()
+        };
+
+        assert_eq!(used(handler), [(0, 7)]);
+    }
 }

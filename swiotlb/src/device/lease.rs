@@ -9,7 +9,7 @@ use crate::device::slots::{PoolRef, Slots};
 use crate::direction::Direction;
 use crate::pool::Pool;
 use crate::pool::area::{AreaState, Owner};
-use crate::segment::Segment;
+use crate::segment::{self, Segment};
 
 /// A bounce buffer: slots of a pool that are freed when this is dropped, once
 /// and by whichever thread.
@@ -88,6 +88,15 @@ impl<H: Deref<Target = Device>> Lease<H> {
     #[inline]
     pub fn bytes(&self) -> Option<VolatileSlice<'_>> {
         self.part(0, self.len())
+    }
+
+    /// Zeroes the mapping's bytes from `offset` on, for a consumer that must not
+    /// see what they were.
+    pub fn zero_from(&self, offset: u64) {
+        let rest = self.len().saturating_sub(offset);
+        if let Some(bytes) = self.part(offset, rest) {
+            segment::zero(&bytes);
+        }
     }
 
     /// `len` bytes of the mapping, from `offset` on.

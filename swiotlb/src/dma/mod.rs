@@ -7,6 +7,7 @@
 //! the queue's pool, and all grant copies of a batch are one call.
 
 mod bounce;
+mod carry;
 mod copies;
 mod flight;
 mod loans;
@@ -20,6 +21,7 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
+pub use carry::Carry;
 pub use flight::{Done, InFlight, Job, JobRanges, Mapped, Rejected};
 pub use policy::{GrantClass, GrantMode, GrantPolicy, GrantPolicySnapshot};
 
@@ -102,12 +104,6 @@ impl Dma {
             policy,
             ..self
         }
-    }
-
-    /// Bounces through the pool of `worker` from here on. What lies in the
-    /// earlier one stays there until it is finished.
-    pub fn replace_pool(&mut self, worker: Worker) {
-        self.pool = Pool::Made(worker);
     }
 
     /// The most bytes that a job may have: more could never be bounced, and

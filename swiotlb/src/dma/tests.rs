@@ -1,4 +1,5 @@
 mod bounced;
+mod carried;
 mod reached;
 mod small;
 

@@ -6,17 +6,12 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
-use swiotlb::sizing::SLOT_SIZE;
-use swiotlb::{Access, Attrs, Direction, InFlight, Job, Mapped, Need, Range};
-
 use super::config::{AfterRestart, CopyBack};
 use super::error::Violation;
-use super::line::{Flight, Line, Request, Table};
-use super::shadow::Part;
+use super::line::{Line, NoPlace, Request};
 use super::shared::{Lane, Mail, Mailbox, Shared};
 use crate::virtio::counters::add;
 use crate::virtio::poller::Poller;
-use crate::virtio::queue::Descriptor;
 use crate::virtio::worker::with_causes;
 use crate::virtio::{ActiveQueue, Chain, QueueError, QueueHandler};
 
@@ -26,15 +21,16 @@ const BATCH: usize = 64;
 const NEWS: u64 = 0;
 const CALL: u64 = 1;
 
-/// A buffer of the guest is one piece for the back end, too, at the start of a
-/// page: many a back end wants the pieces of a request as the driver cut them,
-/// and pages are what it passes on to its kernel.
-const NEED: Need = Need {
-    scatter: false,
-    pinned: false,
-    limit: None,
-    align: 4096,
-};
+/// A request that the back end says it has done.
+#[derive(Clone, Copy)]
+struct Judged {
+    /// Its shadow head.
+    head: u16,
+    /// Bytes that the guest is told.
+    declared: u32,
+    /// Bytes that are copied back.
+    written: u64,
+}
 
 /// See the module.
 pub(super) struct VhostUserHandler {
@@ -46,8 +42,10 @@ pub(super) struct VhostUserHandler {
     line: Option<Line>,
     /// Who wait for room, or for a back end, in their order.
     waiting: VecDeque<Request>,
-    completed: Vec<InFlight<Request>>,
+    // of the batch at hand; kept for their memory
+    added: Vec<u16>,
     used: Vec<(u16, u32)>,
+    judged: Vec<Judged>,
     /// Chains taken so far.
     taken: u64,
 }
@@ -70,8 +68,9 @@ impl VhostUserHandler {
             poller,
             line: None,
             waiting: VecDeque::new(),
-            completed: Vec::new(),
+            added: Vec::new(),
             used: Vec::new(),
+            judged: Vec::new(),
             taken: 0,
         })
     }
@@ -81,22 +80,21 @@ impl VhostUserHandler {
         self.mailbox.bell.hear();
         while let Some(news) = self.mailbox.take() {
             match news {
-                Mail::Lane(lane) => self.begin(queue, *lane)?,
+                Mail::Lane(lane) => self.begin(*lane)?,
                 Mail::Lost => self.lose(queue)?,
             }
         }
         Ok(())
     }
 
-    fn begin(&mut self, queue: &mut ActiveQueue, mut lane: Lane) -> Result<(), QueueError> {
-        let Some(data) = lane.memory.data.take() else {
+    fn begin(&mut self, lane: Lane) -> Result<(), QueueError> {
+        let Some(line) = Line::new(lane) else {
             return Ok(());
         };
         // never read: the back end has it, too, and could make reading it block
-        let added = self.poller.add_arrivals(&lane.call, CALL);
+        let added = self.poller.add_arrivals(&line.lane.call, CALL);
         added.map_err(|error| self.failed(format!("its call cannot be waited for: {error}")))?;
-        queue.dma().replace_pool(data);
-        self.line = Some(Line::new(lane));
+        self.line = Some(line);
         Ok(())
     }
 
@@ -111,18 +109,9 @@ impl VhostUserHandler {
         if let Err(violation) = self.collect(&mut line) {
             tracing::debug!(%violation, "the last used entries are not taken");
         }
-        self.finish(queue)?;
-        for mut flight in line.flights.into_iter().flatten() {
-            flight.data.set_written(0);
-            self.completed.push(flight.data);
-        }
-        let done = queue.dma().finish(&mut self.completed);
-        let mut lost: Vec<Request> = done
-            .into_iter()
-            .filter_map(|done| done.map(Ok::<Request, Request>).unfinished().ok())
-            .collect();
-        let was_asked = lost.iter().any(|request| !request.readable.is_empty());
-        if was_asked && self.shared.spec.after_restart == AfterRestart::Reset {
+        self.finish(queue, &mut line)?;
+        let mut lost: Vec<Request> = line.left().collect();
+        if lost.iter().any(Request::asks) && self.shared.spec.after_restart == AfterRestart::Reset {
             let why = "it went away with requests that must not be repeated";
             return Err(self.failed(why.to_owned()));
         }
@@ -148,7 +137,7 @@ impl VhostUserHandler {
         loop {
             let collected = self.collect(line);
             // what came before a broken rule has been done
-            self.finish(queue)?;
+            self.finish(queue, line)?;
             collected.map_err(|violation| self.violated(violation))?;
             self.submit(queue, line)?;
             let kick = line.ring.publish();
@@ -156,8 +145,7 @@ impl VhostUserHandler {
                 add(&self.shared.stats.kicks, 1);
                 line.lane.kick.ring();
             }
-            let more = line.ring.rest();
-            if !more.map_err(|violation| self.violated(violation))? {
+            if !line.ring.has_used() {
                 return Ok(());
             }
         }
@@ -174,62 +162,59 @@ impl VhostUserHandler {
         judged.and(taken)
     }
 
-    fn judge(&mut self, line: &mut Line, head: u16, len: u32) -> Result<(), Violation> {
+    fn judge(&mut self, line: &Line, head: u16, len: u32) -> Result<(), Violation> {
         let id = u32::from(head);
-        let flight = line.flights.get_mut(usize::from(head));
-        let flight = flight.and_then(Option::take);
-        let Flight {
-            mut data,
-            room,
-            table,
-        } = flight.ok_or(Violation::NotInFlight { id })?;
+        let request = line.request(head).ok_or(Violation::NotInFlight { id })?;
+        let room = request.room;
         let whole = self.shared.spec.copy_back == CopyBack::Whole;
-        let most = u32::try_from(room).unwrap_or(u32::MAX);
         // who has nothing to write may well count what it has read
         let declared = match room == 0 || whole {
-            true => len.min(most),
+            true => len.min(u32::try_from(room).unwrap_or(u32::MAX)),
             false => len,
         };
         if u64::from(declared) > room {
-            // kept: nobody else ends it
-            if let Some(place) = line.flights.get_mut(usize::from(head)) {
-                *place = Some(Flight { data, room, table });
-            }
             return Err(Violation::Length { id, len, room });
         }
-        let written = match whole {
-            true => room,
-            false => declared.into(),
-        };
-        data.set_written(written);
-        data.token_mut().declared = declared;
-        add(
-            &self.shared.stats.bytes_out,
-            usize::try_from(written).unwrap_or(usize::MAX),
-        );
-        self.completed.push(data);
+        self.judged.push(Judged {
+            head,
+            declared,
+            written: match whole {
+                true => room,
+                false => declared.into(),
+            },
+        });
         Ok(())
     }
 
     /// Copies back what was written and shows the requests to the guest.
-    fn finish(&mut self, queue: &mut ActiveQueue) -> Result<(), QueueError> {
-        if self.completed.is_empty() {
+    fn finish(&mut self, queue: &mut ActiveQueue, line: &mut Line) -> Result<(), QueueError> {
+        if self.judged.is_empty() {
             return Ok(());
         }
+        let written = |done: &Judged| line.out_of_pool(done.head, done.written);
+        let copies = self.judged.iter().flat_map(written);
+        let faults = queue.dma().carry(copies);
+        let (mut done, mut bytes) = (Vec::with_capacity(self.judged.len()), 0);
         let mut broken = Ok(());
-        let done = queue.dma().finish(&mut self.completed);
-        add(&self.shared.stats.requests, done.len());
-        for mut done in done {
-            let (head, declared) = (done.token().head.index(), done.token().declared);
-            match done.take_fault() {
-                None => queue.push(done, declared)?,
-                Some(fault) => {
+        for judged in self.judged.drain(..) {
+            let Some(request) = line.end(judged.head) else {
+                continue;
+            };
+            bytes += judged.written;
+            let owner = usize::from(judged.head);
+            match faults.iter().find(|(faulty, _)| *faulty == owner) {
+                None => done.push((request.head, judged.declared)),
+                Some((_, fault)) => {
                     // there is no status to tell it by
-                    let why = format!("its buffer cannot be written: {}", with_causes(&fault));
+                    let why = format!("its buffer cannot be written: {}", with_causes(fault));
+                    let head = request.head.index();
                     broken = Err(QueueError::Request { head, why });
                 }
             }
         }
+        add(&self.shared.stats.requests, done.len());
+        add(&self.shared.stats.bytes_out, size(bytes));
+        queue.push_together(done)?;
         broken
     }
 
@@ -238,33 +223,17 @@ impl VhostUserHandler {
         if self.waiting.is_empty() {
             return Ok(());
         }
-        let (jobs, tables) = self.choose(line)?;
-        let full = !self.waiting.is_empty();
-        let mut again = VecDeque::new();
-        let mut broken = Ok(());
-        let mapped = queue.dma().map(jobs, NEED);
-        for (mapped, table) in mapped.into_iter().zip(tables) {
-            let rejected = match mapped {
-                Ok(mapped) => {
-                    let added = self.add(line, mapped, table);
-                    added.map_err(|violation| self.violated(violation))?;
-                    continue;
-                }
-                Err(rejected) => rejected,
-            };
-            match rejected.retry() {
-                Ok(job) => again.push_back(job.token),
-                Err(rejected) => {
-                    let (done, fault) = queue.dma().reject(rejected);
-                    let head = done.token().head.index();
-                    let why = format!("its memory cannot be reached: {}", with_causes(&fault));
-                    broken = Err(QueueError::Request { head, why });
-                }
-            }
+        self.add_waiting(line)?;
+        let copies = self.added.iter().flat_map(|&head| line.into_pool(head));
+        let faults = queue.dma().carry(copies);
+        if let Some((owner, fault)) = faults.first() {
+            let shadow = u16::try_from(*owner).ok();
+            let request = shadow.and_then(|shadow| line.request(shadow));
+            return Err(QueueError::Request {
+                head: request.map_or(0, |request| request.head.index()),
+                why: format!("its memory cannot be reached: {}", with_causes(fault)),
+            });
         }
-        again.append(&mut self.waiting);
-        self.waiting = again;
-        broken?;
         if let Some(first) = self.waiting.front() {
             if line.ring.in_flight() == 0 {
                 // nobody would ever make room for it
@@ -272,93 +241,36 @@ impl VhostUserHandler {
                 let why = "it has no room in an empty pool: raise pool-mib".to_owned();
                 return Err(QueueError::Request { head, why });
             }
-            if full || !self.waiting.is_empty() {
-                add(&self.shared.stats.waited, 1);
-            }
+            add(&self.shared.stats.waited, 1);
         }
         Ok(())
     }
 
-    /// Takes of what waits as many as the ring has room for, with memory for
-    /// their tables.
-    fn choose(&mut self, line: &Line) -> Result<(Vec<Job<Request>>, Vec<Table>), QueueError> {
-        let (mut jobs, mut tables) = (Vec::new(), Vec::new());
-        let mut room = line.ring.room();
-        while let Some(request) = self.waiting.front() {
-            let ranges = request.ranges();
-            let parts = ranges.len();
-            let head = request.head.index();
-            let refused = |why| Err(QueueError::Request { head, why });
-            let Some(cost) = line.ring.cost(parts) else {
-                return refused(format!(
-                    "it has {parts} buffers, which neither a ring of {} nor the back end takes",
-                    line.lane.memory.layout.size
-                ));
-            };
-            let slots: u64 = ranges
-                .iter()
-                .map(|(range, _)| u64::from(range.len()).next_multiple_of(SLOT_SIZE))
-                .sum();
-            if slots > line.lane.memory.slots.len() {
-                return refused(format!(
-                    "its {slots} bytes are more than its pool has: raise pool-mib"
-                ));
-            }
-            if cost > room {
-                break;
-            }
-            let table = match line.ring.needs_table(parts) {
-                false => None,
-                true => {
-                    let bytes = (parts * size_of::<Descriptor>()) as u64;
-                    let attrs = Attrs {
-                        align: 16,
-                        no_warn: true,
-                        ..Attrs::default()
-                    };
-                    let lease =
-                        line.lane
-                            .memory
-                            .tables
-                            .lease(0, bytes, Direction::ToDevice, &attrs);
-                    let Ok(lease) = lease else { break };
-                    Some(lease)
+    /// Adds of what waits as many as there is room for. What they have for the
+    /// back end to read is not copied yet.
+    fn add_waiting(&mut self, line: &mut Line) -> Result<(), QueueError> {
+        self.added.clear();
+        let (mut asked, mut indirect) = (0, 0);
+        while let Some(mut request) = self.waiting.pop_front() {
+            let berths = match line.place(&mut request) {
+                Ok(berths) => berths,
+                Err(NoPlace::Now) => {
+                    self.waiting.push_front(request);
+                    break;
+                }
+                Err(NoPlace::Ever(why)) => {
+                    let head = request.head.index();
+                    return Err(QueueError::Request { head, why });
                 }
             };
-            let Some(mut token) = self.waiting.pop_front() else {
-                break;
-            };
-            let is_read = |(_, access): &&(Range, Access)| *access == Access::Read;
-            token.read = ranges.iter().take_while(is_read).count();
-            room -= cost;
-            tables.push(table);
-            jobs.push(Job { token, ranges });
+            asked += request.asked;
+            indirect += usize::from(line.ring.is_indirect(request.pieces.len()));
+            let added = line.add(request, berths);
+            self.added
+                .push(added.map_err(|violation| self.violated(violation))?);
         }
-        Ok((jobs, tables))
-    }
-
-    fn add(&self, line: &mut Line, mapped: Mapped<Request>, table: Table) -> Result<(), Violation> {
-        let parts = line.parts(&mapped);
-        let stats = &self.shared.stats;
-        let bytes = |part: &Part| usize::try_from(part.len).unwrap_or(usize::MAX);
-        let read = parts.iter().filter(|part| !part.writable).map(bytes);
-        add(&stats.bytes_in, read.sum());
-        if line.ring.is_indirect(parts.len()) {
-            add(&stats.indirect, 1);
-        }
-        let head = line.ring.add(
-            &parts,
-            table
-                .as_ref()
-                .and_then(|lease| Some((lease.bytes()?, lease.dma_address()))),
-        )?;
-        let room = mapped.token().room();
-        let place = line.flights.get_mut(usize::from(head));
-        *place.ok_or(Violation::Memory)? = Some(Flight {
-            data: mapped.submit(),
-            room,
-            table,
-        });
+        add(&self.shared.stats.bytes_in, size(asked));
+        add(&self.shared.stats.indirect, indirect);
         Ok(())
     }
 
@@ -378,14 +290,7 @@ impl VhostUserHandler {
 impl QueueHandler for VhostUserHandler {
     fn serve(&mut self, queue: &mut ActiveQueue, chains: Vec<Chain>) -> Result<(), QueueError> {
         for chain in chains {
-            self.waiting.push_back(Request {
-                head: chain.head,
-                readable: chain.readable,
-                writable: chain.writable,
-                number: self.taken,
-                read: 0,
-                declared: 0,
-            });
+            self.waiting.push_back(Request::new(chain, self.taken));
             self.taken += 1;
         }
         self.turn(queue)
@@ -397,6 +302,21 @@ impl QueueHandler for VhostUserHandler {
             // the back end's calls make room, or its coming does
             false => 0,
         }
+    }
+
+    fn is_idle(&self) -> bool {
+        self.line.is_some()
+    }
+
+    fn has_come(&self) -> bool {
+        let line = self.line.as_ref();
+        line.is_some_and(|line| line.ring.has_used())
+    }
+
+    fn rest(&mut self) -> Result<bool, QueueError> {
+        let rested = self.line.as_mut().map(|line| line.ring.rest());
+        let more = rested.transpose();
+        Ok(more.map_err(|violation| self.violated(violation))? == Some(true))
     }
 
     fn event(&self) -> Option<BorrowedFd<'_>> {
@@ -418,7 +338,6 @@ impl QueueHandler for VhostUserHandler {
         // its requests hold nothing of the guest's once they are dropped
         self.shared.unwant(self.queue, self.wish);
         self.line = None;
-        self.completed.clear();
         self.waiting.clear();
     }
 }
@@ -428,4 +347,8 @@ impl Drop for VhostUserHandler {
         // of a queue that never had a worker
         self.shared.unwant(self.queue, self.wish);
     }
+}
+
+fn size(bytes: u64) -> usize {
+    usize::try_from(bytes).unwrap_or(usize::MAX)
 }

@@ -1,116 +1,256 @@
 //! A queue's requests and where they are: waiting, or with the back end.
 
-use std::sync::Arc;
-
 use smallvec::SmallVec;
 use swiotlb::sizing::SEGMENT_SIZE;
-use swiotlb::{Access, Device, InFlight, JobRanges, Lease, Mapped};
+use swiotlb::{Access, Carry, Range};
+use vm_memory::VolatileSlice;
 
-use super::shadow::{Part, ShadowRing};
+use super::error::Violation;
+use super::pool::{CELL, SMALL_TABLE_BYTES};
+use super::shadow::{DESCRIPTOR, ShadowRing};
 use super::shared::Lane;
-use crate::virtio::Head;
-use crate::virtio::queue::DescriptorRanges;
+use super::slots::{Berths, Slots};
+use crate::virtio::{Chain, Head};
+
+/// The longest piece that lies in its head's cell, bytes. What is longer may be
+/// a part of pages.
+const SHORT: u32 = 256;
+/// Alignment of pieces in a cell: that of the structures that are in them.
+const CELL_ALIGN: u64 = 16;
+
+/// A buffer of the guest, or a part of a long one.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Piece {
+    /// The guest's side.
+    pub range: Range,
+    pub access: Access,
+    /// Where the back end finds it, once it has a place.
+    pub address: u64,
+}
+
+/// Those of a request; most have few.
+pub(super) type Pieces = SmallVec<[Piece; 4]>;
 
 /// A chain of the guest's. What it takes to have it done again is kept.
 pub(super) struct Request {
     pub head: Head,
-    pub readable: DescriptorRanges,
-    pub writable: DescriptorRanges,
+    pub pieces: Pieces,
     /// Its place in the order of the guest's ring.
     pub number: u64,
-    /// Pieces that the device reads, of those that it was bounced in.
-    pub read: usize,
-    /// Bytes that the guest is told.
-    pub declared: u32,
-}
-
-impl From<Request> for Head {
-    fn from(request: Request) -> Head {
-        request.head
-    }
+    /// Bytes that the device reads.
+    pub asked: u64,
+    /// Bytes that the device may write.
+    pub room: u64,
 }
 
 impl Request {
-    /// Its ranges, none longer than can be bounced in one piece.
-    pub(super) fn ranges(&self) -> JobRanges {
-        let most = u32::try_from(SEGMENT_SIZE).unwrap_or(u32::MAX);
-        let sides = [
-            (&self.readable, Access::Read),
-            (&self.writable, Access::Write),
-        ];
-        let mut ranges = JobRanges::new();
-        for (side, access) in sides {
-            for range in side {
-                let mut skip = 0;
-                while let Some(part) = range.part(skip, most) {
-                    ranges.push((part, access));
-                    skip += part.len();
-                }
-            }
+    pub(super) fn new(chain: Chain, number: u64) -> Self {
+        let mut request = Request {
+            head: chain.head,
+            pieces: Pieces::new(),
+            number,
+            asked: 0,
+            room: 0,
+        };
+        for range in &chain.readable {
+            request.asked += u64::from(range.len());
+            cut(&mut request.pieces, range, Access::Read);
         }
-        ranges
+        for range in &chain.writable {
+            request.room += u64::from(range.len());
+            cut(&mut request.pieces, range, Access::Write);
+        }
+        request
     }
 
-    /// Bytes that the device may write.
-    pub(super) fn room(&self) -> u64 {
-        let lens = self.writable.iter().map(|range| u64::from(range.len()));
-        lens.sum()
+    /// Whether it asks the device for something, and not only takes what comes.
+    pub(super) fn asks(&self) -> bool {
+        self.asked > 0
     }
 }
 
-/// The buffers of a request; most have few.
-pub(super) type Parts = SmallVec<[Part; 8]>;
+/// Appends a range, in pieces that can be bounced.
+fn cut(pieces: &mut Pieces, range: &Range, access: Access) {
+    let most = u32::try_from(SEGMENT_SIZE).unwrap_or(u32::MAX);
+    let mut skip = 0;
+    while let Some(range) = range.part(skip, most) {
+        skip += range.len();
+        pieces.push(Piece {
+            range,
+            access,
+            address: 0,
+        });
+    }
+}
 
 /// A request that the back end has.
-pub(super) struct Flight {
-    pub data: InFlight<Request>,
-    pub room: u64,
-    /// Held for its Drop.
-    pub table: Table,
+struct Flight {
+    request: Request,
+    /// Its longer pieces' buffers, and behind them its table's if that is long.
+    berths: Berths,
 }
-
-/// Memory of an indirect table that is not small.
-pub(super) type Table = Option<Lease<Arc<Device>>>;
 
 /// The back end's side of the queue.
 pub(super) struct Line {
     pub lane: Lane,
     pub ring: ShadowRing,
+    slots: Slots,
     /// By shadow head.
-    pub flights: Vec<Option<Flight>>,
-    /// From this process's addresses to the back end's.
-    host: u64,
-    base: u64,
+    flights: Vec<Option<Flight>>,
+}
+
+/// Why a request has no place.
+pub(super) enum NoPlace {
+    /// There will be room when others are done.
+    Now,
+    /// There never will be.
+    Ever(String),
 }
 
 impl Line {
-    pub(super) fn new(lane: Lane) -> Self {
-        let memory = &lane.memory;
-        let ring = ShadowRing::new(memory.rings.clone(), memory.layout, lane.features);
-        let host = memory.slots.segment();
-        Line {
-            ring,
-            flights: std::iter::repeat_with(|| None)
-                .take(usize::from(memory.layout.size))
-                .collect(),
-            host: host.map_or(0, |segment| segment.address() as u64),
-            base: memory.slots.base(),
+    /// `None` if the lane was used already.
+    pub(super) fn new(mut lane: Lane) -> Option<Self> {
+        let memory = &mut lane.memory;
+        let worker = memory.worker.take()?;
+        let size = usize::from(memory.layout.size);
+        Some(Line {
+            ring: ShadowRing::new(memory.rings.clone(), memory.layout, lane.features),
+            slots: Slots::new(worker, size),
+            flights: std::iter::repeat_with(|| None).take(size).collect(),
             lane,
-        }
+        })
     }
 
-    /// The buffers of a mapped request, as the back end is to see them.
-    pub(super) fn parts(&self, mapped: &Mapped<Request>) -> Parts {
-        let read = mapped.token().read;
-        let parts = mapped.segments().iter().enumerate();
-        parts
-            .map(|(index, segment)| Part {
-                address: (segment.address() as u64)
-                    .wrapping_sub(self.host)
-                    .wrapping_add(self.base),
-                len: u32::try_from(segment.len()).unwrap_or(u32::MAX),
-                writable: index >= read,
+    /// Finds places for the pieces of a request. What the back end is to write
+    /// is zero there.
+    pub(super) fn place(&mut self, request: &mut Request) -> Result<Berths, NoPlace> {
+        let count = request.pieces.len();
+        let Some(cost) = self.ring.cost(count) else {
+            return Err(NoPlace::Ever(format!(
+                "it has {count} buffers, which neither a ring of {} nor the back end takes",
+                self.lane.memory.layout.size
+            )));
+        };
+        let bytes = request.asked.saturating_add(request.room);
+        if bytes > self.lane.memory.slots.len() {
+            return Err(NoPlace::Ever(format!(
+                "its {bytes} bytes are more than its pool has: raise pool-mib"
+            )));
+        }
+        if cost > self.ring.room() {
+            return Err(NoPlace::Now);
+        }
+        let Some(cell) = self.ring.next_cell() else {
+            return Err(NoPlace::Now);
+        };
+        let mut berths = Berths::new();
+        if self.find_places(request, cell, &mut berths).is_none() {
+            self.slots.give_back(berths);
+            return Err(NoPlace::Now);
+        }
+        Ok(berths)
+    }
+
+    fn find_places(&mut self, request: &mut Request, cell: u64, berths: &mut Berths) -> Option<()> {
+        let mut used = SMALL_TABLE_BYTES;
+        for piece in &mut request.pieces {
+            let len = u64::from(piece.range.len());
+            let next = used + len.next_multiple_of(CELL_ALIGN);
+            if piece.range.len() <= SHORT && next <= CELL {
+                piece.address = cell + used;
+                used = next;
+            } else {
+                let berth = self.slots.take(len, piece.access)?;
+                piece.address = berth.dma_address();
+                berths.push(berth);
+            }
+        }
+        if used > SMALL_TABLE_BYTES {
+            let rest = self.bytes(cell + SMALL_TABLE_BYTES, CELL - SMALL_TABLE_BYTES)?;
+            rest.copy_from(&[0_u8; (CELL - SMALL_TABLE_BYTES) as usize]);
+        }
+        let count = request.pieces.len();
+        if self.ring.needs_table(count) {
+            let len = (count * DESCRIPTOR) as u64;
+            berths.push(self.slots.take(len, Access::Read)?);
+        }
+        Some(())
+    }
+
+    /// Writes a request that has its places into the ring; returns its shadow
+    /// head.
+    ///
+    /// # Errors
+    /// [`Violation::Memory`].
+    pub(super) fn add(&mut self, request: Request, berths: Berths) -> Result<u16, Violation> {
+        let table = match self.ring.needs_table(request.pieces.len()) {
+            true => berths
+                .last()
+                .and_then(|berth| Some((berth.bytes()?, berth.dma_address()))),
+            false => None,
+        };
+        let head = self.ring.add(&request.pieces, table)?;
+        let place = self.flights.get_mut(usize::from(head));
+        *place.ok_or(Violation::Memory)? = Some(Flight { request, berths });
+        Ok(head)
+    }
+
+    /// The request at a shadow head.
+    pub(super) fn request(&self, head: u16) -> Option<&Request> {
+        let flight = self.flights.get(usize::from(head))?.as_ref();
+        flight.map(|flight| &flight.request)
+    }
+
+    /// What is copied into the pool for the request at `head`.
+    pub(super) fn into_pool(&self, head: u16) -> impl Iterator<Item = Carry<'_>> {
+        let pieces = self.request(head).map(|request| &request.pieces[..]);
+        let pieces = pieces.unwrap_or_default().iter();
+        pieces
+            .take_while(|piece| piece.access == Access::Read)
+            .filter_map(move |piece| self.carry(head, piece, piece.range.len().into()))
+    }
+
+    /// What is copied back of the request at `head`, of which the back end has
+    /// written the first `written` bytes of its room.
+    pub(super) fn out_of_pool(&self, head: u16, written: u64) -> impl Iterator<Item = Carry<'_>> {
+        let pieces = self.request(head).map(|request| &request.pieces[..]);
+        let pieces = pieces.unwrap_or_default().iter();
+        pieces
+            .filter(|piece| piece.access == Access::Write)
+            .scan(written, |left, piece| {
+                let now = u64::from(piece.range.len()).min(*left);
+                *left -= now;
+                (now > 0).then_some((piece, now))
             })
-            .collect()
+            .filter_map(move |(piece, now)| self.carry(head, piece, now))
+    }
+
+    fn carry(&self, head: u16, piece: &Piece, len: u64) -> Option<Carry<'_>> {
+        Some(Carry {
+            owner: usize::from(head),
+            range: piece.range,
+            access: piece.access,
+            place: self.bytes(piece.address, len)?,
+        })
+    }
+
+    /// Memory of the pool by the back end's addresses.
+    fn bytes(&self, address: u64, len: u64) -> Option<VolatileSlice<'_>> {
+        let memory = &self.lane.memory.whole;
+        memory.slice(address.checked_sub(memory.base())?, len)
+    }
+
+    /// The request at a shadow head, which the back end is done with; its
+    /// places are free.
+    pub(super) fn end(&mut self, head: u16) -> Option<Request> {
+        let flight = self.flights.get_mut(usize::from(head))?.take()?;
+        self.slots.give_back(flight.berths);
+        Some(flight.request)
+    }
+
+    /// What the back end has not done.
+    pub(super) fn left(self) -> impl Iterator<Item = Request> {
+        let flights = self.flights.into_iter().flatten();
+        flights.map(|flight| flight.request)
     }
 }

@@ -73,6 +73,7 @@ mod pool;
 mod session;
 mod shadow;
 mod shared;
+mod slots;
 mod stats;
 #[cfg(test)]
 mod tests;

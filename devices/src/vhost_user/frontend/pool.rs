@@ -2,7 +2,7 @@
 //! nothing else.
 //!
 //! ```text
-//! BASE ┌─ queue 0: descriptors │ available │ used │ small tables ─┐ rings
+//! BASE ┌─ queue 0: descriptors │ available │ used │ cells ────────┐ rings
 //!      ├─ queue 1: …                                              ─┤
 //!      ├─ queue 0: slots of the swiotlb ──────────────────────────┤ data
 //!      ├─ queue 1: …                                              ─┤
@@ -32,10 +32,13 @@ use crate::virtio::queue::QueueLayout;
 /// Where the back end finds its memory: an address that is neither the guest's
 /// nor this process's, of which it so learns nothing.
 const BASE: u64 = 0x1_0000_0000;
-/// Descriptors of a small indirect table, of which each head has one.
+/// Bytes of a cell, of which each head has one: for a small indirect table, and
+/// behind it for short pieces.
+pub(super) const CELL: u64 = 512;
+/// Descriptors of a small indirect table.
 pub(super) const SMALL_TABLE: usize = 8;
-/// Bytes of a descriptor.
-const DESCRIPTOR: u64 = 16;
+/// Bytes of one.
+pub(super) const SMALL_TABLE_BYTES: u64 = 16 * SMALL_TABLE as u64;
 
 /// Where a queue's parts are, from the beginning of its ring memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,7 +47,7 @@ pub(super) struct RingLayout {
     pub desc: u64,
     pub avail: u64,
     pub used: u64,
-    pub tables: u64,
+    pub cells: u64,
     /// Bytes of all of it: whole pages.
     pub len: u64,
 }
@@ -59,15 +62,14 @@ impl RingLayout {
         let after = |start: u64, len: u32| (start + u64::from(len)).next_multiple_of(64);
         let avail = after(0, queue.desc_len());
         let used = after(avail, queue.avail_len());
-        let tables = after(used, queue.used_len());
-        let tables_len = u64::from(size) * SMALL_TABLE as u64 * DESCRIPTOR;
+        let cells = after(used, queue.used_len());
         RingLayout {
             size,
             desc: 0,
             avail,
             used,
-            tables,
-            len: (tables + tables_len).next_multiple_of(PAGE_SIZE),
+            cells,
+            len: (cells + u64::from(size) * CELL).next_multiple_of(PAGE_SIZE),
         }
     }
 }
@@ -89,12 +91,12 @@ pub(super) struct Pool {
 pub(super) struct QueueMemory {
     pub layout: RingLayout,
     pub rings: PoolMemory,
-    /// For the requests' data; the queue's data path takes it.
-    pub data: Option<Worker>,
-    /// For indirect tables that are not small.
-    pub tables: Worker,
-    /// All of the slots' memory.
+    /// For what lies in no cell; whoever serves the queue takes it.
+    pub worker: Option<Worker>,
+    /// All that it has.
     pub slots: PoolMemory,
+    /// All that the back end sees.
+    pub whole: PoolMemory,
 }
 
 impl Pool {
@@ -175,9 +177,9 @@ impl Pool {
         Ok(QueueMemory {
             layout: self.ring,
             rings,
-            data: Some(device.worker(0)),
-            tables: device.worker(0),
+            worker: Some(device.worker(0)),
             slots,
+            whole: self.memory.clone(),
         })
     }
 

@@ -7,7 +7,7 @@
 use std::num::Wrapping;
 use std::sync::atomic::{Ordering, fence};
 
-use swiotlb::PoolMemory;
+use swiotlb::{Access, PoolMemory};
 use virtio_bindings::virtio_ring::{
     VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE, VRING_USED_F_NO_NOTIFY,
 };
@@ -15,21 +15,13 @@ use vm_memory::{Bytes, VolatileSlice};
 use zerocopy::IntoBytes;
 
 use super::error::Violation;
-use super::pool::{RingLayout, SMALL_TABLE};
+use super::line::Piece;
+use super::pool::{CELL, RingLayout, SMALL_TABLE};
 use crate::virtio::features::{RING_EVENT_IDX, RING_INDIRECT_DESC};
 use crate::virtio::queue::Descriptor;
 
 /// Bytes of a descriptor.
-const DESCRIPTOR: usize = size_of::<Descriptor>();
-
-/// A buffer, as the back end is to see it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Part {
-    /// Its address for the back end.
-    pub address: u64,
-    pub len: u32,
-    pub writable: bool,
-}
+pub(super) const DESCRIPTOR: usize = size_of::<Descriptor>();
 
 /// Memory of an indirect table that is not small, and its address for the back
 /// end.
@@ -80,30 +72,41 @@ impl ShadowRing {
         self.in_flight
     }
 
-    /// Whether a chain of `parts` buffers goes through a table.
-    pub(super) fn is_indirect(&self, parts: usize) -> bool {
+    /// Whether a chain of `pieces` buffers goes through a table.
+    pub(super) fn is_indirect(&self, pieces: usize) -> bool {
         // one descriptor for each chain: as many are in flight as the guest's
         // ring holds, whatever they are made of
-        self.indirect && parts > 1
+        self.indirect && pieces > 1
     }
 
     /// Whether its table needs memory of its own.
-    pub(super) fn needs_table(&self, parts: usize) -> bool {
-        self.is_indirect(parts) && parts > SMALL_TABLE
+    pub(super) fn needs_table(&self, pieces: usize) -> bool {
+        self.is_indirect(pieces) && pieces > SMALL_TABLE
     }
 
-    /// Descriptors that a chain of `parts` buffers takes; `None` if the ring
+    /// Descriptors that a chain of `pieces` buffers takes; `None` if the ring
     /// could never hold it.
-    pub(super) fn cost(&self, parts: usize) -> Option<usize> {
-        match self.is_indirect(parts) {
+    pub(super) fn cost(&self, pieces: usize) -> Option<usize> {
+        match self.is_indirect(pieces) {
             true => Some(1),
-            false => (parts <= usize::from(self.layout.size)).then_some(parts),
+            false => (pieces <= usize::from(self.layout.size)).then_some(pieces),
         }
     }
 
     /// Descriptors that are free.
     pub(super) fn room(&self) -> usize {
         self.free.len()
+    }
+
+    /// Where the next head's cell is, for the back end; `None` if there is no room.
+    pub(super) fn next_cell(&self) -> Option<u64> {
+        self.free
+            .last()
+            .map(|&head| self.memory.base() + self.cell(head))
+    }
+
+    fn cell(&self, head: u16) -> u64 {
+        self.layout.cells + u64::from(head) * CELL
     }
 
     /// Writes a chain; [`ShadowRing::publish`] shows it. There is room, and
@@ -113,16 +116,16 @@ impl ShadowRing {
     /// [`Violation::Memory`].
     pub(super) fn add(
         &mut self,
-        parts: &[Part],
+        pieces: &[Piece],
         table: Option<Table<'_>>,
     ) -> Result<u16, Violation> {
         let head = *self.free.last().ok_or(Violation::Memory)?;
-        let count = match self.is_indirect(parts.len()) {
+        let count = match self.is_indirect(pieces.len()) {
             true => {
-                self.write_table(head, parts, table)?;
+                self.write_table(head, pieces, table)?;
                 1
             }
-            false => self.write_chain(parts)?,
+            false => self.write_chain(pieces)?,
         };
         if let Some(len) = self.lens.get_mut(usize::from(head)) {
             *len = count;
@@ -137,24 +140,28 @@ impl ShadowRing {
     fn write_table(
         &mut self,
         head: u16,
-        parts: &[Part],
+        pieces: &[Piece],
         table: Option<Table<'_>>,
     ) -> Result<(), Violation> {
-        let len = parts.len() * DESCRIPTOR;
-        let own = self.layout.tables + u64::from(head) * (SMALL_TABLE * DESCRIPTOR) as u64;
+        let len = pieces.len() * DESCRIPTOR;
         let (memory, address) = match table {
             Some(table) => table,
             None => {
+                let own = self.cell(head);
                 let memory = self.memory.slice(own, len as u64);
                 (memory.ok_or(Violation::Memory)?, self.memory.base() + own)
             }
         };
-        let descriptors = parts.iter().enumerate().map(|(index, part)| {
-            let next = u16::try_from(index + 1).unwrap_or(0);
-            descriptor(part, (index + 1 < parts.len()).then_some(next))
-        });
-        for (index, descriptor) in descriptors.enumerate() {
-            let written = memory.write_slice(descriptor.as_bytes(), index * DESCRIPTOR);
+        let mut next = 0;
+        for (at, some) in pieces.chunks(SMALL_TABLE).enumerate() {
+            let mut descriptors = [Descriptor::default(); SMALL_TABLE];
+            for (piece, place) in some.iter().zip(&mut descriptors) {
+                next += 1;
+                let is_last = usize::from(next) == pieces.len();
+                *place = descriptor(piece, (!is_last).then_some(next));
+            }
+            let bytes = descriptors.get(..some.len()).unwrap_or_default();
+            let written = memory.write_slice(bytes.as_bytes(), at * SMALL_TABLE * DESCRIPTOR);
             written.map_err(|_| Violation::Memory)?;
         }
         let descriptor = Descriptor {
@@ -168,19 +175,21 @@ impl ShadowRing {
         Ok(())
     }
 
-    fn write_chain(&mut self, parts: &[Part]) -> Result<u16, Violation> {
-        let start = self.free.len().checked_sub(parts.len());
+    fn write_chain(&mut self, pieces: &[Piece]) -> Result<u16, Violation> {
+        let start = self.free.len().checked_sub(pieces.len());
         let start = start.ok_or(Violation::Memory)?;
         // the head is the last of them
-        let chosen: Vec<u16> = self.free.drain(start..).rev().collect();
-        for (index, (part, &own)) in parts.iter().zip(&chosen).enumerate() {
-            let next = chosen.get(index + 1).copied();
+        let chosen = self.free.get(start..).unwrap_or_default();
+        let mut next = None;
+        for (piece, &own) in pieces.iter().rev().zip(chosen) {
             if let Some(link) = self.next.get_mut(usize::from(own)) {
                 *link = next.unwrap_or(0);
             }
-            self.write_descriptor(own, &descriptor(part, next))?;
+            self.write_descriptor(own, &descriptor(piece, next))?;
+            next = Some(own);
         }
-        Ok(u16::try_from(parts.len()).unwrap_or(u16::MAX))
+        self.free.truncate(start);
+        Ok(u16::try_from(pieces.len()).unwrap_or(u16::MAX))
     }
 
     fn write_descriptor(&self, index: u16, descriptor: &Descriptor) -> Result<(), Violation> {
@@ -259,6 +268,13 @@ impl ShadowRing {
         Ok(head)
     }
 
+    /// Whether there are used entries to be taken; also if that cannot be told,
+    /// which [`ShadowRing::take_used`] then says.
+    pub(super) fn has_used(&self) -> bool {
+        let index = self.load(self.layout.used + 2, Ordering::Acquire);
+        index.map_or(true, |index| index != self.used.0)
+    }
+
     /// Asks for a call at the next used entry. True: it is there already.
     ///
     /// # Errors
@@ -298,18 +314,18 @@ impl ShadowRing {
     }
 }
 
-fn descriptor(part: &Part, next: Option<u16>) -> Descriptor {
-    let write = match part.writable {
-        true => bit(VRING_DESC_F_WRITE),
-        false => 0,
+fn descriptor(piece: &Piece, next: Option<u16>) -> Descriptor {
+    let write = match piece.access {
+        Access::Write => bit(VRING_DESC_F_WRITE),
+        Access::Read => 0,
     };
     let more = match next {
         Some(_) => bit(VRING_DESC_F_NEXT),
         None => 0,
     };
     Descriptor {
-        addr: part.address.to_le(),
-        len: part.len.to_le(),
+        addr: piece.address.to_le(),
+        len: piece.range.len().to_le(),
         flags: (write | more).to_le(),
         next: next.unwrap_or(0).to_le(),
     }

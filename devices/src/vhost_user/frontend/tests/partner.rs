@@ -296,10 +296,12 @@ impl Partner {
     /// Fills everything that it can reach behind its rings with a byte.
     pub fn scribble(&self, byte: u8) {
         let memory = self.memory();
-        let [_, len, ..] = self.seen().region;
-        let data = (len - (1 << 20)) as usize; // the slots are at the end
-        let slots = memory.get_slice(data, 1 << 20).unwrap();
-        slots.copy_from(&vec![byte; 1 << 20]);
+        let [_, used, _] = self.rings();
+        let used_len = 6 + 8 * usize::from(self.seen().size);
+        let behind = self.offset(used) + used_len.next_multiple_of(64);
+        let len = memory.size() - behind;
+        let rest = memory.get_slice(behind, len).unwrap();
+        rest.copy_from(&vec![byte; len]);
     }
 
     /// Says that its configuration space has changed, and waits for the answer.

@@ -6,7 +6,7 @@ use super::Rig;
 use super::partner::{Character, PROTOCOL_FEATURES, Partner};
 use crate::testing::{Buffer, GuestRam};
 use crate::vhost_user::frontend::config::CopyBack;
-use crate::virtio::features::VERSION_1;
+use crate::virtio::features::{RING_EVENT_IDX, VERSION_1};
 use crate::virtio::{Device, QueueError};
 
 fn text(error: &QueueError) -> String {
@@ -28,7 +28,7 @@ fn a_chain_arrives_as_the_driver_cut_it_and_what_is_to_be_written_is_zero() {
     assert_eq!(rig.partner.read(chain[0].addr, 6), b"header");
     assert_eq!(rig.partner.read(chain[1].addr, 5000), [9; 5000]);
     assert_eq!(rig.partner.read(chain[2].addr, 4096), [0; 4096]);
-    assert!(chain.iter().all(|part| part.addr % 4096 == 0));
+    assert!(chain[1..3].iter().all(|part| part.addr % 4096 == 0));
     assert_eq!(rig.stat("indirect"), 1);
 }
 
@@ -338,4 +338,60 @@ fn its_files_are_its_own_memory_two_events_a_ring_and_its_channel() {
     assert!(has(b"in flight"), "what it was given");
     assert!(!has(b"the guest's own secret"), "what it was not");
     assert_eq!(rig.read(untold), b"the guest's own secret");
+}
+
+#[test]
+fn a_call_is_asked_for_before_sleeping_and_what_came_before_that_is_not_slept_over() {
+    let character = Character {
+        features: Character::default().features | RING_EVENT_IDX,
+        ..Character::default()
+    };
+    let mut rig = Rig::with(Partner::with(character), |_| {});
+    let buffer = rig.writable(64);
+    rig.ring.add(&[buffer]);
+    rig.serve().unwrap();
+    let (head, _) = rig.partner.take();
+    let nothing = (rig.handler.has_come(), rig.handler.rest().unwrap());
+    let [_, _, avail] = rig.partner.rings();
+    let event = |rig: &Rig| rig.partner.read(avail + 4 + 2 * 16, 2);
+    let first = event(&rig);
+
+    rig.partner.push_used(&[(head.into(), 8)]);
+    let something = (rig.handler.has_come(), rig.handler.rest().unwrap());
+    rig.handler.serve(&mut rig.queue, Vec::new()).unwrap();
+    let busy = event(&rig);
+    let rested = rig.handler.rest().unwrap();
+
+    assert_eq!((nothing, something), ((false, false), (true, true)));
+    assert_eq!(rig.ring.used(), [(0, 8)]);
+    assert_eq!((first, busy), (vec![0, 0], vec![0, 0]));
+    assert_eq!((rested, event(&rig)), (false, vec![1, 0]));
+}
+
+#[test]
+fn short_pieces_lie_apart_from_pages_and_show_nothing_of_earlier_ones() {
+    let mut rig = Rig::new();
+    let (secret, page) = (rig.readable(&[0x77; 200]), rig.readable(&[0x66; 512]));
+    rig.ring.add(&[secret, page]);
+    rig.serve().unwrap();
+    let (head, first) = rig.partner.take();
+    rig.used(&[(head.into(), 0)]).unwrap();
+    let (short, answer) = (rig.readable(b"short"), rig.writable(300));
+    let status = rig.writable(1);
+    rig.ring.add(&[short, answer, status]);
+
+    rig.serve().unwrap();
+    let (head, second) = rig.partner.take();
+    let cell = rig.partner.read(second[0].addr, 200);
+    let pages = [rig.partner.read(second[1].addr, 512), vec![0; 512]];
+    rig.partner.write(second[2].addr, b"s");
+    let used = rig.used(&[(head.into(), 301)]).unwrap();
+
+    assert_eq!(first[0].addr, second[0].addr);
+    assert_eq!(first[1].addr, second[1].addr);
+    assert_eq!(cell, [b"short".as_slice(), &[0; 195]].concat());
+    assert_eq!(pages[0], pages[1]);
+    assert_eq!(second[2].addr / 4096, second[0].addr / 4096);
+    assert_eq!(used, [(2, 301)]);
+    assert_eq!(rig.read(status), b"s");
 }
