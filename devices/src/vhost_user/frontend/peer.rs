@@ -96,6 +96,11 @@ impl Peer {
         self.requests.as_ref()
     }
 
+    /// It says nothing by itself any more.
+    pub(super) fn close_requests(&mut self) {
+        self.requests = None;
+    }
+
     fn ask(
         &self,
         request: Request,

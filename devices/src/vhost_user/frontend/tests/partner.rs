@@ -315,6 +315,12 @@ impl Partner {
         assert_eq!(answer[12..], [0; 8]);
     }
 
+    /// Says nothing by itself from now on.
+    pub fn close_requests(&self) {
+        eventually("its own channel", || self.seen().requests.is_some());
+        self.seen().requests = None;
+    }
+
     /// Says something on the connection that nobody has asked for.
     pub fn interject(&self, bytes: &[u8]) {
         let seen = self.seen();
