@@ -88,13 +88,14 @@ impl GuestSections {
                 check_entry(entry, device)
                     .map_err(|message| BadValue::new(["guest", guest, "virtio", entry], message))?;
                 let kind = device.kind().name;
+                let below = ["guest", guest, "virtio", entry, kind];
                 device.clone().validate().map_err(|error| {
-                    BadValue::new(["guest", guest, "virtio", entry, kind, error.key()], error)
+                    BadValue::new(below.into_iter().chain(error.key().split('.')), &error)
                 })?;
                 // whoever reads the file may run anywhere
                 if let Some((key, path)) = device.paths().find(|(_, path)| !path.is_absolute()) {
                     let message = format!("{} is no absolute path", path.display());
-                    let keys = ["guest", guest, "virtio", entry, kind, key];
+                    let keys = below.into_iter().chain(key.split('.'));
                     return Err(BadValue::new(keys, message));
                 }
             }

@@ -19,7 +19,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde_path_to_error::Segment;
 use thiserror::Error;
-use toml::de::DeTable;
+use toml::de::{DeTable, DeValue};
 use xen::DomId;
 
 pub use data::{GrantedData, PoolOptions};
@@ -281,8 +281,12 @@ fn place_of(text: &str, keys: &[String]) -> Option<Range<usize>> {
     let (first, rest) = keys.split_first()?;
     let mut value = document.get_ref().get(first.as_str())?;
     for key in rest {
-        let below = value.get_ref().as_table();
-        match below.and_then(|table| table.get(key.as_str())) {
+        let below = match value.get_ref() {
+            DeValue::Table(table) => table.get(key.as_str()),
+            DeValue::Array(list) => key.parse().ok().and_then(|at: usize| list.get(at)),
+            _ => None,
+        };
+        match below {
             Some(below) => value = below,
             None => break,
         }

@@ -234,6 +234,35 @@ fn a_value_that_no_device_can_have_names_its_line_key_and_value() {
 }
 
 #[test]
+fn a_port_that_cannot_be_names_its_own_line_and_key() {
+    let ports = "[guest.a.virtio.0.console]\nname = \"first\"\n\
+                 [[guest.a.virtio.0.console.port]]\nname = \"second\"\n\
+                 [[guest.a.virtio.0.console.port]]\n";
+
+    let texts = [
+        "name = \"third\"\nbuffer = 1\n",
+        "name = \"third\"\nlog = \"relative\"\n",
+        "console = true\nname = \"second\"\n",
+        "name = \"third\"\nbuffer = \"big\"\n",
+        "name = \"third\"\nbufer = 4096\n",
+        "\nconsole = true\n",
+    ]
+    .map(|last| refused(&format!("{ports}{last}")));
+
+    let places = [
+        "line 7, key guest.a.virtio.0.console.port.1.buffer: ",
+        "line 7, key guest.a.virtio.0.console.port.1.log: ",
+        "line 7, key guest.a.virtio.0.console.port.1.name: ",
+        "line 7, key guest.a.virtio.0.console.port.1.buffer: ",
+        "line 7, key guest.a.virtio.0.console.port.1.bufer: ",
+        "line 5, key guest.a.virtio.0.console.port.1.name: ",
+    ];
+    for (text, place) in texts.iter().zip(places) {
+        assert!(text.contains(place), "{place} in {text}");
+    }
+}
+
+#[test]
 fn a_device_under_the_wrong_type_is_refused_naming_both() {
     let text = refused("[guest.a.virtio.device4.blk]\npath = \"/a\"\n");
 
