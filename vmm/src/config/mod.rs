@@ -16,6 +16,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use devices::registry::KINDS;
 use serde::Deserialize;
 use serde_path_to_error::Segment;
 use thiserror::Error;
@@ -26,6 +27,7 @@ pub use data::{GrantedData, PoolOptions};
 pub use guests::{DiskOverrides, GuestOverrides, GuestSections};
 
 use crate::guest::EventMode;
+use crate::words::{self, in_words};
 
 /// Where recorded servers and the lock are, if nothing else is said.
 pub const STATE_DIR: &str = "/run/xen-dm";
@@ -176,8 +178,7 @@ impl Config {
     pub fn parse(path: &Path, text: &str) -> Result<Config, ConfigError> {
         let refused = |span: Option<Range<usize>>, key: String, message: &str| {
             let line = line_of(text, span.map_or(0, |span| span.start));
-            // an unknown key comes with the long list of known ones
-            let message = message.trim().replace('\n', " ");
+            let message = message.to_owned();
             ConfigError::Refused {
                 path: path.to_owned(),
                 line,
@@ -186,11 +187,12 @@ impl Config {
             }
         };
         let document = toml::Deserializer::parse(text)
-            .map_err(|error| refused(error.span(), String::new(), error.message()))?;
+            .map_err(|error| refused(error.span(), String::new(), &in_words(error.message())))?;
         let config: Config = serde_path_to_error::deserialize(document).map_err(|error| {
-            let key = key_of(error.path());
+            let (key, keys) = (key_of(error.path()), keys_of(error.path()));
             let error = error.into_inner();
-            refused(error.span(), key, error.message())
+            let words = explained(text, &keys, &error);
+            refused(error.span(), key, &words)
         })?;
         config.check().map_err(|bad| {
             let key = bad.keys.iter().map(|key| quoted(key));
@@ -264,6 +266,42 @@ impl Config {
     }
 }
 
+/// What is wrong with the value under some keys.
+fn explained(text: &str, keys: &[String], error: &toml::de::Error) -> String {
+    let message = error.message();
+    let choice = ["wanted string or table", "wanted exactly 1 element"];
+    let is_choice = choice.iter().any(|start| message.starts_with(start));
+    if let [top, guest, devices, entry, below @ ..] = keys
+        && top == "guest"
+        && devices == "virtio"
+        && (is_choice && below.is_empty() || message.ends_with("expected newtype variant"))
+    {
+        let kinds: Vec<&str> = KINDS.iter().map(|kind| kind.name).collect();
+        let (guest, entry, kinds) = (quoted(guest), quoted(entry), kinds.join(", "));
+        return format!(
+            "wants one table, [guest.{guest}.virtio.{entry}.KIND] with the device's keys, and KIND \
+             one of {kinds}"
+        );
+    }
+    match is_choice.then(|| words_for(text, error.span()?)).flatten() {
+        Some(words) => format!("wants one of {words}, in quotation marks"),
+        None => in_words(message),
+    }
+}
+
+/// The words that could stand at a place of the text: a word that is none has
+/// them told.
+fn words_for(text: &str, place: Range<usize>) -> Option<String> {
+    let mut text = text.to_owned();
+    // it is of another text if it does not fit
+    text.get(place.clone())?;
+    text.replace_range(place, "\"?\"");
+    let error = toml::from_str::<Config>(&text).err()?;
+    let told = error.message();
+    told.starts_with("unknown variant `?`")
+        .then(|| words::listed(told))?
+}
+
 /// The line that a byte of the text is on, from 1.
 fn line_of(text: &str, offset: usize) -> usize {
     let before = text.as_bytes().get(..offset).unwrap_or_default();
@@ -296,16 +334,19 @@ fn place_of(text: &str, keys: &[String]) -> Option<Range<usize>> {
 
 /// The key in the file's own spelling.
 fn key_of(path: &serde_path_to_error::Path) -> String {
-    let keys: Vec<String> = path
-        .iter()
+    let keys: Vec<String> = keys_of(path).iter().map(|key| quoted(key)).collect();
+    keys.join(".")
+}
+
+fn keys_of(path: &serde_path_to_error::Path) -> Vec<String> {
+    path.iter()
         .filter_map(|segment| match segment {
-            Segment::Map { key } => Some(quoted(key)),
+            Segment::Map { key } => Some(key.clone()),
             Segment::Seq { index } => Some(index.to_string()),
             Segment::Enum { variant } => Some(variant.clone()),
             _ => None,
         })
-        .collect();
-    keys.join(".")
+        .collect()
 }
 
 /// A key as TOML wants it: in quotes unless it is a bare one.

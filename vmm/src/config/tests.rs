@@ -1,3 +1,5 @@
+mod types;
+
 use devices::registry::DeviceConfig;
 use devices::virtio::DeviceType;
 
@@ -231,35 +233,6 @@ fn a_value_that_no_device_can_have_names_its_line_key_and_value() {
     let place = "/etc/xen-dm.toml, line 5, key guest.\"w*\".virtio.0.blk.queue-size";
     assert!(text.starts_with(place), "{text}");
     assert!(text.contains("queue-size 100"), "{text}");
-}
-
-#[test]
-fn a_port_that_cannot_be_names_its_own_line_and_key() {
-    let ports = "[guest.a.virtio.0.console]\nname = \"first\"\n\
-                 [[guest.a.virtio.0.console.port]]\nname = \"second\"\n\
-                 [[guest.a.virtio.0.console.port]]\n";
-
-    let texts = [
-        "name = \"third\"\nbuffer = 1\n",
-        "name = \"third\"\nlog = \"relative\"\n",
-        "console = true\nname = \"second\"\n",
-        "name = \"third\"\nbuffer = \"big\"\n",
-        "name = \"third\"\nbufer = 4096\n",
-        "\nconsole = true\n",
-    ]
-    .map(|last| refused(&format!("{ports}{last}")));
-
-    let places = [
-        "line 7, key guest.a.virtio.0.console.port.1.buffer: ",
-        "line 7, key guest.a.virtio.0.console.port.1.log: ",
-        "line 7, key guest.a.virtio.0.console.port.1.name: ",
-        "line 7, key guest.a.virtio.0.console.port.1.buffer: ",
-        "line 7, key guest.a.virtio.0.console.port.1.bufer: ",
-        "line 5, key guest.a.virtio.0.console.port.1.name: ",
-    ];
-    for (text, place) in texts.iter().zip(places) {
-        assert!(text.contains(place), "{place} in {text}");
-    }
 }
 
 #[test]
