@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use devices::registry::KINDS;
+use devices::virtio::DeviceType;
 use serde::Deserialize;
 use serde_path_to_error::Segment;
 use thiserror::Error;
@@ -262,7 +263,26 @@ impl Config {
     /// that are no wildcard. One section applies; they do not add up.
     #[must_use]
     pub fn guest(&self, name: &str, uuid: Option<&str>) -> GuestOverrides {
-        self.guest.find(name, uuid).cloned().unwrap_or_default()
+        let found = self.guest.find(name, uuid);
+        found
+            .map(|(_, section)| section.clone())
+            .unwrap_or_default()
+    }
+
+    /// The section that says what is behind a device of `virtio = [ ... ]`, as
+    /// it is headed: it may be for others, too.
+    #[must_use]
+    pub fn section_of(
+        &self,
+        name: &str,
+        uuid: Option<&str>,
+        devid: u32,
+        announced: DeviceType,
+    ) -> Option<String> {
+        let (guest, section) = self.guest.find(name, uuid)?;
+        let (entry, device) = section.entry(devid, announced)?;
+        let (guest, entry, kind) = (quoted(guest), quoted(entry), device.kind().name);
+        Some(format!("[guest.{guest}.virtio.{entry}.{kind}]"))
     }
 }
 
