@@ -17,7 +17,7 @@ use zerocopy::FromBytes;
 
 use super::frame::{FRAME_MAX, FRAME_MIN, HEADER_LEN, Header};
 use super::link::Framer;
-use super::port::{Bells, Port, Wire};
+use super::port::{Port, Wire};
 use super::tap::Trouble;
 use crate::virtio::counters::add;
 use crate::virtio::log_limit::LogLimit;
@@ -78,7 +78,7 @@ impl Transmit {
     pub(super) fn new(port: Arc<Port>, pair: u16, features: u64) -> io::Result<Self> {
         let (poller, timer) = (Poller::new()?, Timer::new()?);
         poller.add(&timer, TIMER)?;
-        if let Some(bells) = bells(&port, pair) {
+        if let Some(bells) = port.bells_of(pair) {
             poller.add(&bells.transmit, BELL)?;
         }
         Ok(Transmit {
@@ -193,7 +193,7 @@ impl Transmit {
                 }
             }
             Wire::Link(_) => {
-                if let Some(bells) = bells(&self.port, self.pair) {
+                if let Some(bells) = self.port.bells_of(self.pair) {
                     bells.receive.ring();
                 }
             }
@@ -270,10 +270,6 @@ impl Transmit {
     }
 }
 
-fn bells(port: &Port, pair: u16) -> Option<&Bells> {
-    port.bells.get(usize::from(pair))
-}
-
 impl QueueHandler for Transmit {
     fn serve(&mut self, queue: &mut ActiveQueue, chains: Vec<Chain>) -> Result<(), QueueError> {
         let taken = Instant::now();
@@ -302,7 +298,7 @@ impl QueueHandler for Transmit {
         for name in self.poller.take() {
             match name {
                 BELL => {
-                    if let Some(bells) = bells(&self.port, self.pair) {
+                    if let Some(bells) = self.port.bells_of(self.pair) {
                         bells.transmit.hear();
                     }
                 }

@@ -46,6 +46,8 @@ pub(super) struct ServedDevice {
     pub format: Option<Format>,
     /// Which file its image is.
     pub image: Option<FileId>,
+    /// The section of the configuration that says what is behind it.
+    pub section: Option<String>,
     /// How far it is.
     pub phase: Phase,
     /// How often its driver came up. A guest can repeat that at will, so only
@@ -64,6 +66,7 @@ impl ServedDevice {
             path: spec.image().map(Path::to_owned),
             format: spec.format(),
             image,
+            section: spec.section.clone(),
             phase: Phase::Served,
             starts: 0,
             failures: 0,
