@@ -15,11 +15,11 @@ macro_rules! on_every_engine {
 macro_rules! on_every_raw_engine {
     ($($name:ident)*) => {
         on_every_raw_engine! { @mod cached_sync, On::new(EngineKind::Sync, false), $($name)* }
-        on_every_raw_engine! { @mod cached_io_uring, On::new(EngineKind::IoUring, false), $($name)* }
+        on_every_raw_engine! { @io_uring cached_io_uring, On::new(EngineKind::IoUring, false), $($name)* }
         on_every_raw_engine! { @mod cached_threads, On::new(EngineKind::Threads, false), $($name)* }
         on_every_raw_engine! { @mod direct_threads, On::new(EngineKind::Threads, true), $($name)* }
         on_every_raw_engine! { @mod direct_sync, On::new(EngineKind::Sync, true), $($name)* }
-        on_every_raw_engine! { @mod direct_io_uring, On::new(EngineKind::IoUring, true), $($name)* }
+        on_every_raw_engine! { @io_uring direct_io_uring, On::new(EngineKind::IoUring, true), $($name)* }
     };
     (@mod $module:ident, $on:expr, $($name:ident)*) => {
         mod $module {
@@ -27,9 +27,19 @@ macro_rules! on_every_raw_engine {
             $(
                 #[test]
                 fn $name() {
-                    if let Some(on) = $on.available() {
-                        super::$name(on);
-                    }
+                    super::$name($on);
+                }
+            )*
+        }
+    };
+    (@io_uring $module:ident, $on:expr, $($name:ident)*) => {
+        mod $module {
+            use super::*;
+            $(
+                #[test]
+                #[ignore = "needs io_uring"]
+                fn $name() {
+                    super::$name($on);
                 }
             )*
         }
@@ -107,17 +117,6 @@ impl On {
         }
     }
 
-    /// Itself, unless the host cannot have it.
-    fn available(self) -> Option<Self> {
-        match (self.engine, probe_io_uring()) {
-            (EngineKind::IoUring, Err(error)) => {
-                eprintln!("skipped: no io_uring on this host: {error}");
-                None
-            }
-            _ => Some(self),
-        }
-    }
-
     fn rig(self) -> Rig {
         self.with(|_| {})
     }
@@ -140,6 +139,13 @@ impl On {
         };
         Rig::over(image, config, configure, mask, self)
     }
+}
+
+/// `./test` asks by it whether the others that need io_uring can be run.
+#[test]
+#[ignore = "needs io_uring"]
+fn io_uring_is_to_be_had_here() {
+    assert!(probe_io_uring().is_ok());
 }
 
 /// A guest, its disk and the disk's image.
