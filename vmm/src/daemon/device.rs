@@ -38,7 +38,14 @@ impl Daemon {
         let phase = served.map(|device| device.phase);
         match (phase, life) {
             // it is looked at again when it is gone
-            (Some(Phase::Removing), _) | (Some(Phase::Served), Life::Wanted) => Ok(()),
+            (Some(Phase::Removing), _) => Ok(()),
+            (Some(Phase::Served), Life::Wanted) => {
+                // somebody has touched its nodes, maybe its state
+                if let Some(device) = self.served_device(place) {
+                    device.is_told = false;
+                }
+                Ok(())
+            }
             // all nodes are gone, and nobody has removed them
             (Some(Phase::Served), Life::Gone) if self.is_forgotten(place.domid)? => Ok(()),
             // new: the toolstack has written another one in its place
@@ -196,6 +203,27 @@ impl Daemon {
             discovery::write_state(&self.store, &self.root, place, state)?;
         }
         Ok(())
+    }
+
+    /// Tells the toolstack that a device's driver is up, if it does not know.
+    pub(super) fn tell_connected(&mut self, place: &Place) -> Result<(), XenstoreError> {
+        if self
+            .served_device(place)
+            .is_none_or(|device| device.is_told)
+        {
+            return Ok(());
+        }
+        tracing::debug!(device = %place.key, "telling that the driver is up");
+        self.tell(place, XenbusState::Connected)?;
+        if let Some(device) = self.served_device(place) {
+            device.is_told = true;
+        }
+        Ok(())
+    }
+
+    fn served_device(&mut self, place: &Place) -> Option<&mut ServedDevice> {
+        let served = self.guests.get_mut(&place.domid)?;
+        served.devices.get_mut(&place.key)
     }
 
     fn clear_error(&self, place: &Place) -> Result<(), XenstoreError> {

@@ -53,6 +53,10 @@ pub(super) struct ServedDevice {
     /// How often its driver came up. A guest can repeat that at will, so only
     /// the first time is worth a line in the log.
     pub starts: u64,
+    /// The toolstack was told that the driver is up, and nobody has touched the
+    /// device's nodes since. A guest can have its driver come up at will, and
+    /// each word to the toolstack is a transaction.
+    pub is_told: bool,
     /// How often it broke.
     pub failures: u64,
 }
@@ -69,6 +73,7 @@ impl ServedDevice {
             section: spec.section.clone(),
             phase: Phase::Served,
             starts: 0,
+            is_told: false,
             failures: 0,
         }
     }
