@@ -168,6 +168,11 @@ impl Partner {
         found.map(|(_, body)| body.clone()).collect()
     }
 
+    /// The code of the last message.
+    pub fn last(&self) -> u32 {
+        self.seen().said.last().unwrap().0
+    }
+
     /// Waits until a message of a kind has come.
     pub fn wait_for(&self, request: FrontendReq) {
         eventually("a message", || !self.bodies(request).is_empty());
