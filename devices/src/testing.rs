@@ -8,6 +8,8 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
 #[cfg(test)]
+pub mod lines;
+#[cfg(test)]
 mod tests;
 
 use std::collections::HashSet;

@@ -17,7 +17,6 @@ use super::endpoint::{Halt, RETRY, Stream};
 use super::port::Port;
 use super::waiter::Waiter;
 use crate::virtio::counters::add;
-use crate::virtio::log_limit::LogLimit;
 use crate::virtio::queue::DescriptorRanges;
 use crate::virtio::worker::with_causes;
 use crate::virtio::{ActiveQueue, Chain, Head, QueueError, QueueHandler};
@@ -49,7 +48,6 @@ pub(super) struct Input {
     waiting: VecDeque<Waiting>,
     /// Read, and not given to the guest.
     inbox: Vec<u8>,
-    log: LogLimit,
 }
 
 impl Input {
@@ -63,7 +61,6 @@ impl Input {
             hung_up: false,
             waiting: VecDeque::new(),
             inbox: port.take_inbox(),
-            log: LogLimit::default(),
             port,
         })
     }
@@ -165,7 +162,7 @@ impl Input {
 
     fn failed(&mut self, error: &io::Error) {
         add(&self.port.stats.host_errors, 1);
-        if let Some(withheld) = self.log.due() {
+        if let Some(withheld) = self.port.input_log.due() {
             tracing::warn!(
                 path = %self.port.endpoint.path().display(),
                 %error,

@@ -21,7 +21,6 @@ use super::outbox::Outbox;
 use super::port::Port;
 use super::waiter::Waiter;
 use crate::virtio::counters::add;
-use crate::virtio::log_limit::LogLimit;
 use crate::virtio::queue::DescriptorRanges;
 use crate::virtio::worker::with_causes;
 use crate::virtio::{ActiveQueue, Chain, Head, QueueError, QueueHandler};
@@ -63,7 +62,6 @@ pub(super) struct Output {
     held: VecDeque<Sending>,
     /// Chains are held because the outbox is full.
     stalled: bool,
-    log: LogLimit,
 }
 
 impl Output {
@@ -82,7 +80,6 @@ impl Output {
             hung_up: false,
             held: VecDeque::new(),
             stalled: false,
-            log: LogLimit::default(),
             port,
         })
     }
@@ -110,7 +107,7 @@ impl Output {
             let wanted = usize::try_from(wanted).unwrap_or(COPY).min(COPY);
             let dropped = self.outbox.make_space(wanted);
             add(&self.port.stats.dropped_bytes, dropped);
-            if let Some(withheld) = self.log.due() {
+            if let Some(withheld) = self.port.output_log.due() {
                 tracing::warn!(
                     path = %self.port.endpoint.path().display(),
                     withheld,
@@ -210,7 +207,7 @@ impl Output {
 
     fn failed(&mut self, error: &io::Error) {
         add(&self.port.stats.host_errors, 1);
-        if let Some(withheld) = self.log.due() {
+        if let Some(withheld) = self.port.output_log.due() {
             tracing::warn!(
                 path = %self.port.endpoint.path().display(),
                 %error,
