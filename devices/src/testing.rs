@@ -7,6 +7,8 @@
 // as in tests, which clippy does not take this module for
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
+#[cfg(test)]
+pub mod lines;
 mod memory;
 #[cfg(test)]
 mod side;

@@ -6,6 +6,7 @@ use std::time::Instant;
 use super::latency::Latencies;
 use super::op::Op;
 use super::request::{BadRequest, Request, Status};
+use crate::virtio::log_limit::LogLimit;
 
 macro_rules! stats {
     ($($(#[$doc:meta])* $name:ident,)*) => {
@@ -14,6 +15,10 @@ macro_rules! stats {
         pub struct BlkStats {
             $($name: AtomicU64,)*
             latencies: Latencies,
+            /// Requests that the host failed so far, as the log tells them.
+            failures: AtomicU64,
+            /// Pools that cannot be registered.
+            pub(super) pool_log: LogLimit,
         }
 
         /// The values of [`BlkStats`] at one moment.
@@ -90,6 +95,14 @@ impl BlkStats {
         let mut list = self.snapshot().list();
         list.extend(self.latencies.list());
         list
+    }
+
+    /// Counts a request that the host has failed; how many there were, if it is
+    /// to be logged: a failing disk fails again and again, and is told of ever
+    /// more seldom.
+    pub(super) fn count_failure(&self) -> Option<u64> {
+        let failures = self.failures.fetch_add(1, Ordering::Relaxed) + 1;
+        failures.is_power_of_two().then_some(failures)
     }
 
     /// Counts an attempt to make the image durable.

@@ -19,7 +19,6 @@ use super::outbox::Outbox;
 use super::port::Port;
 use super::reach::{Direction, Reach};
 use crate::virtio::counters::add;
-use crate::virtio::log_limit::LogLimit;
 use crate::virtio::queue::DescriptorRanges;
 use crate::virtio::worker::with_causes;
 use crate::virtio::{ActiveQueue, Chain, Head, QueueError, QueueHandler};
@@ -55,7 +54,6 @@ pub(super) struct Output {
     held: VecDeque<Sending>,
     /// Chains are held because the outbox is full.
     stalled: bool,
-    log: LogLimit,
 }
 
 impl Output {
@@ -71,7 +69,6 @@ impl Output {
             copy: port.take_log(),
             held: VecDeque::new(),
             stalled: false,
-            log: LogLimit::default(),
             port,
         })
     }
@@ -99,7 +96,7 @@ impl Output {
             let wanted = usize::try_from(wanted).unwrap_or(COPY).min(COPY);
             let dropped = self.outbox.make_space(wanted);
             add(&self.port.stats.dropped_bytes, dropped);
-            if let Some(withheld) = self.log.due() {
+            if let Some(withheld) = self.port.output_log.due() {
                 tracing::warn!(
                     path = %self.port.endpoint.path().display(),
                     withheld,

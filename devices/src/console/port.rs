@@ -16,6 +16,7 @@ use super::stats::{ConsoleStats, OUTPUT};
 use super::waiter::Bell;
 use crate::virtio::counters::add;
 use crate::virtio::histogram::Histogram;
+use crate::virtio::log_limit::LogLimit;
 
 /// See the module.
 #[derive(Debug)]
@@ -24,6 +25,9 @@ pub(super) struct Port {
     pub bells: Arc<Bells>,
     pub stats: Arc<ConsoleStats>,
     pub output_latency: Histogram,
+    /// Troubles of the two queues' workers.
+    pub input_log: LogLimit,
+    pub output_log: LogLimit,
     pub when_full: WhenFull,
     /// Descriptors of each queue.
     pub queue_size: usize,
@@ -64,6 +68,8 @@ impl Port {
             bells,
             stats,
             output_latency: Histogram::default(),
+            input_log: LogLimit::default(),
+            output_log: LogLimit::default(),
             when_full: spec.when_full,
             queue_size: queue_size.into(),
             console: spec.console,

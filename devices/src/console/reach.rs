@@ -12,7 +12,6 @@ use super::endpoint::{Halt, RETRY, Stream};
 use super::port::Port;
 use super::waiter::{Bell, Waiter};
 use crate::virtio::counters::add;
-use crate::virtio::log_limit::LogLimit;
 
 /// Which way bytes go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,7 +34,6 @@ pub(super) struct Reach {
     resting: bool,
     /// The stream was found hung up; it may say nothing when it is used.
     hung_up: bool,
-    log: LogLimit,
 }
 
 impl Reach {
@@ -49,7 +47,6 @@ impl Reach {
             stream: None,
             resting: false,
             hung_up: false,
-            log: LogLimit::default(),
         };
         reach.look_up();
         Ok(reach)
@@ -100,11 +97,12 @@ impl Reach {
 
     fn failed(&mut self, error: &io::Error) {
         add(&self.port.stats.host_errors, 1);
-        if let Some(withheld) = self.log.due() {
-            let what = match self.direction {
-                Direction::Input => "input cannot be read",
-                Direction::Output => "output cannot be written",
-            };
+        // the port's, which outlives resets
+        let (log, what) = match self.direction {
+            Direction::Input => (&self.port.input_log, "input cannot be read"),
+            Direction::Output => (&self.port.output_log, "output cannot be written"),
+        };
+        if let Some(withheld) = log.due() {
             tracing::warn!(
                 path = %self.port.endpoint.path().display(),
                 %error,

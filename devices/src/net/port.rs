@@ -17,6 +17,7 @@ use super::tap::{Tap, TapError};
 use crate::unix::ListenError;
 use crate::virtio::bell::Bell;
 use crate::virtio::counters::add;
+use crate::virtio::log_limit::LogLimit;
 
 /// The link is there. virtio 1.3 §5.1.4
 const STATUS_LINK_UP: u16 = 1;
@@ -67,6 +68,9 @@ pub(super) struct Port {
     pub spec: NetSpec,
     pub wire: Wire,
     pub stats: Arc<Stats>,
+    /// Troubles of the workers that receive, and of those that transmit.
+    pub receive_log: LogLimit,
+    pub transmit_log: LogLimit,
     /// One for each pair.
     pub bells: Vec<Bells>,
     /// The address that the card has while the guest gives it no other.
@@ -150,6 +154,8 @@ impl Port {
             filter: Mutex::new(Arc::new(Filter::new(mac, false))),
             filters: AtomicU64::new(0),
             stats: Arc::default(),
+            receive_log: LogLimit::default(),
+            transmit_log: LogLimit::default(),
             mac,
             bells,
             wire,

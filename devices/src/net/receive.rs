@@ -23,7 +23,6 @@ use super::port::{Port, Wire};
 use super::tap::{TapQueue, Trouble};
 use crate::unix::{Halt, Stream};
 use crate::virtio::counters::add;
-use crate::virtio::log_limit::LogLimit;
 use crate::virtio::poller::Poller;
 use crate::virtio::queue::DescriptorRanges;
 use crate::virtio::timer::Timer;
@@ -90,7 +89,6 @@ pub(super) struct Receive {
     filter: (u64, Arc<Filter>),
     /// The frames of a batch, one behind the other, and room for one more.
     arena: Vec<u8>,
-    log: LogLimit,
 }
 
 /// Why no frame comes.
@@ -141,7 +139,6 @@ impl Receive {
             stale: false,
             filter: port.filter(),
             arena: vec![0; BATCH + FRAME_MAX],
-            log: LogLimit::default(),
             port,
             pair,
         })

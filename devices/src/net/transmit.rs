@@ -20,7 +20,6 @@ use super::link::Framer;
 use super::port::{Port, Wire};
 use super::tap::Trouble;
 use crate::virtio::counters::add;
-use crate::virtio::log_limit::LogLimit;
 use crate::virtio::poller::Poller;
 use crate::virtio::timer::Timer;
 use crate::virtio::worker::with_causes;
@@ -69,7 +68,6 @@ pub(super) struct Transmit {
     stalled: VecDeque<Frame>,
     /// The other end has taken nothing for so long that frames are dropped.
     congested: bool,
-    log: LogLimit,
 }
 
 impl Transmit {
@@ -91,7 +89,6 @@ impl Transmit {
             held: VecDeque::new(),
             stalled: VecDeque::new(),
             congested: false,
-            log: LogLimit::default(),
         })
     }
 
@@ -259,7 +256,7 @@ impl Transmit {
     /// Frames have waited for too long.
     fn give_up(&mut self) {
         self.congested = true;
-        if let Some(withheld) = self.log.due() {
+        if let Some(withheld) = self.port.transmit_log.due() {
             let wire = self.port.wire.name();
             tracing::warn!(
                 wire,

@@ -11,6 +11,7 @@ use super::handler::RngHandler;
 use super::source::{Source, SourceError};
 use super::stats::{REQUEST, RngStatsSnapshot, Stats};
 use crate::virtio::bucket::TokenBucket;
+use crate::virtio::log_limit::LogLimit;
 use crate::virtio::{Device, DeviceError, DeviceType, QueueHandler};
 
 /// A queue that the device does not have.
@@ -26,6 +27,7 @@ pub struct RngDevice {
     /// The worker's alone while there is one: never contended.
     bucket: Option<Arc<Mutex<TokenBucket>>>,
     stats: Arc<Stats>,
+    log: Arc<LogLimit>,
     queue_sizes: [u16; 1],
 }
 
@@ -47,6 +49,7 @@ impl RngDevice {
                 .rate
                 .map(|rate| Arc::new(Mutex::new(TokenBucket::new(rate, Instant::now())))),
             stats: Arc::default(),
+            log: Arc::default(),
             queue_sizes: [spec.queue_size],
         })
     }
@@ -87,6 +90,7 @@ impl Device for RngDevice {
             Arc::clone(&self.source),
             self.bucket.clone(),
             Arc::clone(&self.stats),
+            Arc::clone(&self.log),
         )?))
     }
 

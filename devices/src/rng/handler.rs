@@ -51,7 +51,7 @@ pub(super) struct RngHandler {
     waiting: VecDeque<Request>,
     /// How long the source is left alone when it fails next.
     retry: Duration,
-    log: LogLimit,
+    log: Arc<LogLimit>,
 }
 
 impl RngHandler {
@@ -59,6 +59,7 @@ impl RngHandler {
         source: Arc<Source>,
         bucket: Option<Arc<Mutex<TokenBucket>>>,
         stats: Arc<Stats>,
+        log: Arc<LogLimit>,
     ) -> io::Result<Self> {
         Ok(RngHandler {
             source,
@@ -67,7 +68,7 @@ impl RngHandler {
             timer: Timer::new()?,
             waiting: VecDeque::new(),
             retry: RETRY,
-            log: LogLimit::default(),
+            log,
         })
     }
 

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{CWD, FileType, mknodat};
 
 use super::{RngConfig, RngDevice, RngStatsSnapshot};
+use crate::testing::lines::lines_of;
 use crate::testing::{Buffer, DriverRing, GuestRam, Line, readable};
 use crate::virtio::features::{RING_INDIRECT_DESC, VERSION_1};
 use crate::virtio::histogram::timed;
@@ -311,4 +312,21 @@ fn a_source_of_zeroes_never_answers() {
     assert_eq!((used.len(), later.len()), (0, 0));
     assert_eq!(rig.read(buffer), [0; 64]);
     assert_eq!((rig.stats().bytes, rig.stats().starved), (0, 3));
+}
+
+#[test]
+fn a_guest_that_resets_again_and_again_fills_no_log() {
+    let mut rig = Rig::on(Path::new("/dev/zero"));
+
+    let lines = lines_of(|| {
+        for _ in 0..10 {
+            rig.ask(16);
+            rig.serve().unwrap();
+            rig.handler.settle(&mut rig.queue);
+            rig.handler = rig.device.start_queue(0, 0).unwrap();
+        }
+    });
+
+    assert_eq!(rig.stats().starved, 10);
+    assert_eq!(lines, 1);
 }

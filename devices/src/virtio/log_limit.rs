@@ -1,13 +1,19 @@
 //! Keeps what goes wrong again and again from filling the log.
 
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// At most one line in this time.
 const PERIOD: Duration = Duration::from_secs(60);
 
-/// Says when one kind of trouble may be logged again. Belongs to whoever logs.
+/// Says when one kind of trouble may be logged again. Belongs to what outlives
+/// the device's resets: a guest can have its handlers made anew as often as it
+/// likes.
 #[derive(Debug, Default)]
-pub struct LogLimit {
+pub struct LogLimit(Mutex<Told>);
+
+#[derive(Debug, Default)]
+struct Told {
     last: Option<Instant>,
     withheld: u64,
 }
@@ -15,20 +21,21 @@ pub struct LogLimit {
 impl LogLimit {
     /// Trouble has come: `Some` if it may be logged, with how many times it
     /// was not since the last line.
-    pub fn due(&mut self) -> Option<u64> {
+    pub fn due(&self) -> Option<u64> {
         self.due_at(Instant::now())
     }
 
-    fn due_at(&mut self, now: Instant) -> Option<u64> {
-        let fresh = self
+    fn due_at(&self, now: Instant) -> Option<u64> {
+        let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let fresh = told
             .last
             .is_none_or(|last| now.duration_since(last) >= PERIOD);
         if !fresh {
-            self.withheld = self.withheld.saturating_add(1);
+            told.withheld = told.withheld.saturating_add(1);
             return None;
         }
-        self.last = Some(now);
-        Some(std::mem::take(&mut self.withheld))
+        told.last = Some(now);
+        Some(std::mem::take(&mut told.withheld))
     }
 }
 
@@ -38,7 +45,7 @@ mod tests {
 
     #[test]
     fn a_line_a_minute_tells_how_many_were_withheld() {
-        let mut limit = LogLimit::default();
+        let limit = LogLimit::default();
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
 

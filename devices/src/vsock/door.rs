@@ -11,7 +11,6 @@ use std::time::{Duration, Instant};
 use super::hub::Hub;
 use crate::unix::{Halt, Stream};
 use crate::virtio::counters::add;
-use crate::virtio::log_limit::LogLimit;
 use crate::virtio::poller::Poller;
 
 /// Clients that have not said what they want, at most; the others wait in the
@@ -42,7 +41,6 @@ pub(super) struct Door {
     open: bool,
     /// The host could let nobody in; tried again at the next tick.
     resting: bool,
-    log: LogLimit,
 }
 
 /// What a client's line says.
@@ -102,7 +100,7 @@ impl Door {
     fn failed(&mut self, hub: &Hub, error: &io::Error) {
         add(&hub.stats.counters.host_errors, 1);
         self.resting = true;
-        if let Some(withheld) = self.log.due() {
+        if let Some(withheld) = hub.client_log.due() {
             let path = hub.spec.path.display();
             tracing::warn!(%path, %error, withheld, "a vsock client cannot be let in");
         }

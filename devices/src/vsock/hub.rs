@@ -9,6 +9,7 @@ use super::table::Table;
 use crate::unix::{ListenError, Listener};
 use crate::virtio::bell::Bell;
 use crate::virtio::counters::add;
+use crate::virtio::log_limit::LogLimit;
 
 /// See the module.
 #[derive(Debug)]
@@ -16,6 +17,10 @@ pub(super) struct Hub {
     pub spec: VsockSpec,
     pub listener: Listener,
     pub stats: Arc<Stats>,
+    /// Troubles with clients of the host, with its listeners, and with replies.
+    pub client_log: LogLimit,
+    pub connect_log: LogLimit,
+    pub reply_log: LogLimit,
     /// Locked to look at and to note, never while bytes are copied.
     table: Mutex<Table>,
     /// For the worker of the receive queue, which reads the host's sockets.
@@ -48,6 +53,9 @@ impl Hub {
             event: bell()?,
             table: Mutex::new(Table::new(spec.cid, spec.connections.into(), spec.buffer)),
             stats: Arc::default(),
+            client_log: LogLimit::default(),
+            connect_log: LogLimit::default(),
+            reply_log: LogLimit::default(),
             listener,
             spec,
         })

@@ -19,7 +19,6 @@ use super::table::{Verdict, Writer};
 use crate::unix;
 use crate::unix::{Halt, Stream};
 use crate::virtio::counters::add;
-use crate::virtio::log_limit::LogLimit;
 use crate::virtio::poller::Poller;
 use crate::virtio::worker::with_causes;
 use crate::virtio::{ActiveQueue, Chain, Head, QueueError, QueueHandler};
@@ -47,7 +46,6 @@ struct Packet {
 pub(super) struct Transmit {
     hub: Arc<Hub>,
     poller: Poller,
-    log: LogLimit,
 }
 
 impl Transmit {
@@ -57,11 +55,7 @@ impl Transmit {
         let poller = Poller::new()?;
         poller.add(hub.writer(), BELL)?;
         let unwritten = hub.lock().unwritten();
-        let transmit = Transmit {
-            hub,
-            poller,
-            log: LogLimit::default(),
-        };
+        let transmit = Transmit { hub, poller };
         for id in unwritten {
             transmit.flush(id);
         }
@@ -225,7 +219,7 @@ impl Transmit {
             return;
         }
         add(&self.hub.stats.counters.host_errors, 1);
-        if let Some(withheld) = self.log.due() {
+        if let Some(withheld) = self.hub.connect_log.due() {
             let path = self.hub.spec.path.display();
             tracing::warn!(%path, port, %error, withheld, "a guest cannot be connected");
         }
@@ -330,7 +324,7 @@ impl QueueHandler for Transmit {
         }
         self.hub.stir();
         if self.hub.lock().room_for_replies() == 0
-            && let Some(withheld) = self.log.due()
+            && let Some(withheld) = self.hub.reply_log.due()
         {
             let path = self.hub.spec.path.display();
             tracing::warn!(%path, withheld, "the guest takes no replies: its packets wait");

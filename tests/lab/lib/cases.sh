@@ -75,7 +75,7 @@ choose_all() {
     [ "$(case_header "$name" extra)" != yes ] || continue
     needs=$(case_header "$name" needs)
     if [ -n "$needs" ] && [ ! -e "$PROJECT/$needs" ]; then
-      say "$name left out: there is no $needs"
+      say "skipped: lab case $name: there is no $needs"
     else
       CASES+=("$name")
     fi

@@ -38,6 +38,17 @@ host_need() {
   say "installed"
 }
 
+# need_lints: rustfmt and clippy, from where the machine's Rust is; where they cannot be had it is for the caller to judge.
+need_lints() {
+  ! { cargo fmt --version && cargo clippy --version; } >/dev/null 2>&1 || return 0
+  say "no rustfmt or no clippy on this machine"
+  if command -v rustup >/dev/null; then
+    (cd "$PROJECT" && timeout -k 5 300 rustup component add rustfmt clippy </dev/null >&2)
+  elif dpkg-query -W rustc-web >/dev/null 2>&1; then
+    host_need rustfmt-web rust-web-clippy
+  fi
+}
+
 # need_cargo: a cargo that is new enough; where there is none at all, Debian's.
 need_cargo() {
   local have

@@ -8,16 +8,17 @@ use swiotlb::InFlight;
 use crate::blk::image::Image;
 use crate::blk::op::{Op, Outcome};
 use crate::blk::request::{Request, Status};
+use crate::blk::stats::BlkStats;
 
 /// Notes outcomes, and tells of the host's failures.
 pub(super) struct Outcomes {
     image: Arc<Image>,
-    failures: u64,
+    stats: Arc<BlkStats>,
 }
 
 impl Outcomes {
-    pub(super) fn new(image: Arc<Image>) -> Self {
-        Outcomes { image, failures: 0 }
+    pub(super) fn new(image: Arc<Image>, stats: Arc<BlkStats>) -> Self {
+        Outcomes { image, stats }
     }
 
     /// Notes what became of `flight`, of whose memory `moved` bytes were read or
@@ -46,12 +47,10 @@ impl Outcomes {
     }
 
     fn failed(&mut self, what: &str, error: &io::Error) -> Status {
-        self.failures += 1;
-        // a failing disk fails again and again: tell it ever more seldom
-        if self.failures.is_power_of_two() {
+        if let Some(failures) = self.stats.count_failure() {
             tracing::warn!(
                 image = %self.image.path().display(),
-                failures = self.failures,
+                failures,
                 %error,
                 "{what} failed"
             );

@@ -81,7 +81,7 @@ impl Overlapped {
         Overlapped {
             in_memory: sys::is_in_memory(image.file()),
             mover,
-            outcomes: Outcomes::new(Arc::clone(&image)),
+            outcomes: Outcomes::new(Arc::clone(&image), Arc::clone(&stats)),
             image,
             stats,
             durability,
@@ -102,8 +102,10 @@ impl Overlapped {
         let Mover::Ring(ring) = &mut self.mover else {
             return;
         };
-        if let Err(error) = ring.register_memory(pool()) {
-            tracing::info!(%error, "the bounce pool cannot be registered; its pages are looked up each time");
+        if let Err(error) = ring.register_memory(pool())
+            && let Some(withheld) = self.stats.pool_log.due()
+        {
+            tracing::info!(%error, withheld, "the bounce pool cannot be registered; its pages are looked up each time");
         }
     }
 

@@ -28,7 +28,7 @@ pub(in crate::blk) struct Sync {
 impl Sync {
     pub(super) fn new(image: Arc<Image>, stats: Arc<BlkStats>, durability: Durability) -> Self {
         Sync {
-            outcomes: Outcomes::new(Arc::clone(&image)),
+            outcomes: Outcomes::new(Arc::clone(&image), Arc::clone(&stats)),
             image,
             stats,
             durability,

@@ -1,6 +1,7 @@
 //! An image whose size changes under its guest.
 
 use super::*;
+use crate::testing::lines::lines_of;
 
 on_every_raw_engine! {
     a_disk_grows_with_its_image
@@ -93,6 +94,25 @@ fn an_image_that_has_shrunk_unseen_fails_its_reads_alone(on: On) {
 
     assert_eq!((beyond.0, inside.0), (IOERR, OK));
     assert_eq!(rig.stats().host_errors, 1);
+}
+
+#[test]
+fn a_guest_that_resets_again_and_again_fills_no_log() {
+    let mut rig = On::new(EngineKind::Sync, false).rig();
+    rig.image.as_file().set_len(0).unwrap();
+
+    let lines = lines_of(|| {
+        for _ in 0..64 {
+            let space = rig.space(512);
+            rig.request(blk::VIRTIO_BLK_T_IN, 0, &[space]);
+            rig.handler.settle(&mut rig.queue);
+            rig.handler = rig.device.start_queue(0, u64::MAX).unwrap();
+        }
+    });
+
+    assert_eq!(rig.stats().host_errors, 64);
+    // of the first failure, and of 2, 4, 8, 16, 32 and 64
+    assert_eq!(lines, 7);
 }
 
 fn an_image_that_has_shrunk_fails_what_is_gone_and_is_not_waited_for(on: On) {

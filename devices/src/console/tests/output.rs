@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use super::*;
 use crate::console::{EndpointError, WhenFull};
+use crate::testing::lines::lines_of;
 
 fn on_file() -> (Rig, PathBuf) {
     let rig = Rig::new(|directory| ConsoleConfig::file(directory.join("log")));
@@ -153,6 +154,26 @@ fn the_oldest_output_is_dropped_where_the_guest_shall_never_wait() {
     assert!(read == bytes[100_000 - 4096..], "not the newest bytes");
     let stats = rig.stats();
     assert_eq!((stats.stalls, stats.dropped_bytes), (0, 100_000 - 4096));
+}
+
+#[test]
+fn a_guest_that_resets_again_and_again_fills_no_log() {
+    let mut rig = Rig::new(|directory| ConsoleConfig {
+        buffer: 4096,
+        when_full: Some(WhenFull::Drop),
+        ..ConsoleConfig::socket(directory.join("console"))
+    });
+
+    let lines = lines_of(|| {
+        for _ in 0..10 {
+            rig.write(&pattern(5000));
+            rig.transmit.settle_down();
+            rig.reset();
+        }
+    });
+
+    assert_eq!(rig.stats().dropped_bytes, 50_000 - 4096);
+    assert_eq!(lines, 1);
 }
 
 #[test]

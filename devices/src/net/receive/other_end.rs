@@ -46,7 +46,7 @@ impl Receive {
             Err(error) => {
                 let failed = link.listener().is_some();
                 add(&self.port.stats.counters.host_errors, failed.into());
-                if let Some(withheld) = self.log.due() {
+                if let Some(withheld) = self.port.receive_log.due() {
                     let wire = self.port.wire.name();
                     tracing::info!(wire, %error, withheld, "nobody is at a network card's socket");
                 }

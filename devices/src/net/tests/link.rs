@@ -1,6 +1,7 @@
 //! Other ends that come, stall and go.
 
 use super::*;
+use crate::testing::lines::lines_of;
 
 fn connecting(directory: &std::path::Path) -> NetConfig {
     NetConfig::socket(directory.join("card"))
@@ -22,6 +23,21 @@ fn a_link_is_down_without_another_end_and_frames_are_dropped() {
     assert_eq!(rig.transmit.ring.used().len(), 1);
     let stats = rig.stats();
     assert_eq!((stats.link_ups, stats.link_downs), (1, 1));
+}
+
+#[test]
+fn a_guest_that_resets_again_and_again_fills_no_log() {
+    let mut rig = Rig::new(connecting, 0);
+
+    let lines = lines_of(|| {
+        for _ in 0..10 {
+            rig.receive.settle_down();
+            rig.receive.handler.settle(&mut rig.receive.queue);
+            rig.receive = Side::start(&rig.ram, &mut rig.device, 0);
+        }
+    });
+
+    assert_eq!(lines, 1);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Who may send how much.
 
 use super::*;
+use crate::testing::lines::lines_of;
 
 fn credit(buf_alloc: u32, fwd_cnt: u32) -> Header {
     Header {
@@ -130,6 +131,25 @@ fn bytes_without_credit_end_their_connection_and_no_other() {
     rig.until("the host sees no end", |_| read_now(&mut flooded) == Ok(0));
     assert_eq!(rig.read_host(&mut spared, 3), b"abc");
     assert_eq!(rig.stats().bad_packets, 1);
+}
+
+#[test]
+fn a_guest_that_resets_again_and_again_fills_no_log() {
+    let mut rig = Rig::usual();
+
+    let lines = lines_of(|| {
+        for _ in 0..10 {
+            while rig.transmit.handler.room() > 0 {
+                rig.offer_packet(Rig::packet(Op::ReadWrite), &[]);
+                rig.transmit.serve().unwrap();
+            }
+            rig.stop();
+            rig.device.reset();
+            rig.start();
+        }
+    });
+
+    assert_eq!(lines, 1);
 }
 
 #[test]
