@@ -31,6 +31,9 @@ pub struct Facts {
     pub xenstore: XenstoreFact,
     /// This domain's number.
     pub domid: Option<u16>,
+    /// Bytes that each of the guests may have which xenstore shows to this
+    /// domain; nothing where it does not answer.
+    pub guests_memory: Option<Vec<u64>>,
     /// This domain's feature word and what it means.
     pub features: Option<Features>,
     /// What this process may use.

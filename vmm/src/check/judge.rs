@@ -2,14 +2,17 @@
 
 use serde::{Deserialize, Serialize};
 use xen::host::{BOOT_XEN, HostFile};
+use xen::memory::most_mappings;
 
 use super::facts::{Eventfd, Facts, FileFact, FileState, IoreqServer, Route};
 use super::remedy;
 
-/// Bytes of a guest's memory that one mapping covers (`xen::memory`).
-const CHUNK: u64 = 2 << 20;
+/// Mappings of this process that are no guest's data: its own, rings, pools.
+const OWN_MAPPINGS: u64 = 1024;
 /// The kernel's own limit of gntdev; below it somebody has lowered it.
 const GNTDEV_DEFAULT: usize = 64 * 1024;
+/// No guest is said to fit that is larger: 4 TiB.
+const MOST_GIGABYTES: u64 = 4096;
 /// Fewer devices than this are a note.
 const FEW_DEVICES: u64 = 16;
 
@@ -301,12 +304,31 @@ fn locked_memory(facts: &Facts) -> Line {
 
 fn mappings(facts: &Facts) -> Option<Line> {
     let count = facts.limits.mappings?;
-    let gigabytes = count.saturating_mul(CHUNK) >> 30;
-    Some(Line::ok(
-        "mappings",
-        format!(
-            "{count} (vm.max_map_count): enough for {gigabytes} GiB of guests' memory by plain \
-             addresses"
-        ),
-    ))
+    let guests = facts.guests_memory.as_deref().unwrap_or_default();
+    let largest = (0..=MOST_GIGABYTES)
+        .rev()
+        .find(|gigabytes| mappings_for([gigabytes << 30]) <= count);
+    let needed = mappings_for(guests.iter().copied());
+    let alone = match largest {
+        Some(gigabytes) => format!("enough for a guest of {gigabytes} GiB"),
+        None => "not enough for a guest".to_owned(),
+    };
+    let found = format!(
+        "{count} (vm.max_map_count): {alone} by plain addresses; for the {} here it takes {needed}",
+        guests.len()
+    );
+    let enough = needed <= count && largest.is_some_and(|gigabytes| gigabytes > 0);
+    Some(match enough {
+        true => Line::ok("mappings", found),
+        false => Line::note("mappings", found).remedy(format!(
+            "one with grants takes none; for others `sysctl -w vm.max_map_count={}`",
+            needed.max(mappings_for([1 << 30])).next_power_of_two()
+        )),
+    })
+}
+
+/// Mappings that a process with guests of so many bytes may come to have.
+fn mappings_for(guests: impl IntoIterator<Item = u64>) -> u64 {
+    let guests = guests.into_iter().map(most_mappings);
+    guests.fold(OWN_MAPPINGS, u64::saturating_add)
 }

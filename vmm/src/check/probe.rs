@@ -57,6 +57,7 @@ pub fn gather(host: &Host) -> Facts {
             error: None,
         },
         domid: None,
+        guests_memory: None,
         features: None,
         limits: limits(host),
     };
@@ -180,11 +181,13 @@ fn ask_xenstore(host: &Host, facts: &mut Facts) {
             Err(error) if error.errno().is_none() => return Err(report(&error)),
             _ => {}
         }
-        Ok((store.way().clone(), own_and_target(&store)))
+        let (own, target) = own_and_target(&store);
+        let memory = guests_memory(&store, own);
+        Ok((store.way().clone(), own, target, memory))
     });
     let silent = || Err(format!("no answer within {PATIENCE:?}"));
     match answers.unwrap_or_else(silent) {
-        Ok((way, (domid, target))) => {
+        Ok((way, domid, target, guests_memory)) => {
             let (route, path) = match way {
                 Way::Socket(path) => (Route::Socket, Some(path)),
                 Way::Device(path) => (Route::Device, Some(path)),
@@ -198,6 +201,7 @@ fn ask_xenstore(host: &Host, facts: &mut Facts) {
             };
             facts.domid = domid;
             facts.target = target;
+            facts.guests_memory = guests_memory;
         }
         Err(error) => facts.xenstore.error = Some(error),
     }
@@ -211,6 +215,20 @@ fn own_and_target(store: &Xenstore) -> (Option<u16>, Option<u16>) {
         node.read_optional("target").ok().flatten()
     });
     (own, target)
+}
+
+/// What each other domain may have, as libxl writes it for the domain itself.
+fn guests_memory(store: &Xenstore, own: Option<u16>) -> Option<Vec<u64>> {
+    let domains = store.directory("/local/domain").ok()?;
+    let own = own.map(|own| own.to_string());
+    let guests = domains.iter().filter(|domain| own.as_ref() != Some(domain));
+    let bytes = guests.filter_map(|domain| {
+        let node = store.at(format!("/local/domain/{domain}"));
+        // one that hides it, or is just going
+        let kib = node.read_optional::<u64>("memory/static-max").ok()??;
+        Some(kib.saturating_mul(1024))
+    });
+    Some(bytes.collect())
 }
 
 fn features(host: &Host) -> Option<Features> {

@@ -297,3 +297,53 @@ fn the_table_fits_a_terminal_and_has_each_line_once() {
     );
     assert!(text.ends_with("No guest can be served here: see the problems above.\n"));
 }
+
+#[test]
+fn the_memory_of_each_guest_that_is_here_is_found() {
+    let machine = Machine::new().unwrap();
+    let store = machine.store();
+    store
+        .write("/local/domain/0/memory/static-max", "1")
+        .unwrap();
+    store
+        .write("/local/domain/3/memory/static-max", "2048")
+        .unwrap();
+    store.write("/local/domain/4/name", "hides it").unwrap();
+
+    let report = run(&Host::Fake(machine));
+
+    assert_eq!(report.facts.guests_memory, Some(vec![2 << 20]));
+}
+
+#[test]
+fn too_few_mappings_for_the_guests_that_are_here_are_a_note_with_a_number() {
+    let facts = check(|_| {}).facts;
+    let judged = |mappings, guests: &[u64]| {
+        let mut facts = facts.clone();
+        facts.limits.mappings = Some(mappings);
+        facts.guests_memory = Some(guests.to_vec());
+        let lines = judge(&facts);
+        lines
+            .into_iter()
+            .find(|line| line.id == "mappings")
+            .unwrap()
+    };
+
+    let none = judged(65_530, &[]);
+    let fit = judged(65_530, &[32 << 30, 1 << 30]);
+    let many = judged(65_530, &[1 << 30; 30]);
+    let large = judged(65_530, &[64 << 30]);
+    let raised = judged(131_072, &[64 << 30]);
+    let lowered = judged(3_000, &[]);
+
+    assert!(none.found.contains("a guest of 60 GiB"), "{none:?}");
+    let severities = [&none, &fit, &many, &large, &raised, &lowered].map(|line| line.severity);
+    use Severity::{Note, Ok};
+    assert_eq!(severities, [Ok, Ok, Note, Note, Ok, Note]);
+    let remedy = large.remedy.unwrap();
+    assert!(remedy.contains("vm.max_map_count=131072"), "{remedy}");
+    assert!(
+        lowered.found.contains("not enough for a guest"),
+        "{lowered:?}"
+    );
+}
