@@ -176,8 +176,7 @@ impl Connection<'_> {
             }
         }
         self.start_guest_rings()?;
-        if self.shared.state().expected.is_empty() && !self.lanes.is_empty() {
-            self.peer.settle(&end)?;
+        if self.shared.state().expected.is_empty() {
             for (queue, lane) in std::mem::take(&mut self.lanes) {
                 if let Some((_, mailbox)) = self.rings.get(&queue) {
                     mailbox.post(Mail::Lane(lane));

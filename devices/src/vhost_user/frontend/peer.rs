@@ -353,19 +353,6 @@ impl Peer {
         self.tell(request!(SET_VRING_KICK), &index, &[kick], until)
     }
 
-    /// Waits until it has taken all that it was told.
-    ///
-    /// rust-vmm's back ends drop a kick of a ring that is not enabled yet, and
-    /// vhost-device-rng 0.1.0 does not acknowledge that it is: a first kick on
-    /// the heels of the message was lost, and the guest waited for ever.
-    pub(super) fn settle(&self, until: &Until<'_>) -> Result<(), SessionError> {
-        if !self.protocol.contains(Protocol::REPLY_ACK) {
-            // every back end answers it, in the order of messages
-            self.features(until)?;
-        }
-        Ok(())
-    }
-
     /// Lets a ring move data, or not. Without protocol features rings always do.
     ///
     /// A back end whose ring is not enabled yet hears a kick and forgets it
@@ -379,10 +366,10 @@ impl Peer {
     ) -> Result<(), SessionError> {
         let body = state(queue, on.into());
         self.tell(request!(SET_VRING_ENABLE), &body, &[], until)?;
-        match self.protocol.contains(Protocol::REPLY_ACK) {
-            true => Ok(()),
-            false => self.features(until).map(drop),
+        if on && !self.protocol.contains(Protocol::REPLY_ACK) {
+            self.features(until)?;
         }
+        Ok(())
     }
 
     /// Stops a ring: its requests are finished, or dropped, when it answers.

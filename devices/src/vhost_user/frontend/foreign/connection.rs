@@ -178,7 +178,6 @@ impl Connection<'_> {
         }
         // what was made available before, or a predecessor has left, and kicks that
         // came before it moved data: no other will come for that
-        self.peer.settle(&end)?;
         ring.kick();
         if wanted.served {
             // of what it has done it may not have told
