@@ -182,8 +182,10 @@ impl Port {
 
     /// What may be left open in frames for the guest.
     pub fn set_offload(&self, features: u64) {
-        if let Wire::Tap(tap) = &self.wire {
-            tap.set_offload(features & tap.features);
+        if let Wire::Tap(tap) = &self.wire
+            && !tap.set_offload(features & tap.features)
+        {
+            self.lost();
         }
     }
 
@@ -246,6 +248,16 @@ impl Port {
     /// The other end has come, or has gone; true if that is news.
     pub fn set_connected(&self, connected: bool) -> bool {
         self.set(&self.connected, connected)
+    }
+
+    /// The other end has gone.
+    pub fn lost(&self) {
+        if self.set_connected(false) {
+            tracing::warn!(
+                wire = self.wire.name(),
+                "a network card has lost its other end: its link is down"
+            );
+        }
     }
 
     /// The other end is there.
