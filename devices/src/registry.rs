@@ -5,6 +5,7 @@
 //! The control plane reads configurations and makes devices here; tests go
 //! through the table, so that no device is left out.
 
+use std::borrow::Cow;
 use std::path::Path;
 
 use serde::{Deserialize, Deserializer};
@@ -70,11 +71,12 @@ macro_rules! table {
         }
 
         impl ConfigError {
-            /// The key whose value it is about.
+            /// The key whose value it is about; with dots, and numbers from 0,
+            /// where it is in a list of tables: `port.1.buffer`.
             #[must_use]
-            pub fn key(&self) -> &'static str {
+            pub fn key(&self) -> Cow<'static, str> {
                 match self {
-                    $(Self::$variant(error) => error.key(),)*
+                    $(Self::$variant(error) => error.key().into(),)*
                 }
             }
         }
@@ -103,10 +105,13 @@ macro_rules! table {
                 }
             }
 
-            /// The paths that it names, by their keys.
-            pub fn paths(&self) -> Box<dyn Iterator<Item = (&'static str, &Path)> + '_> {
+            /// The paths that it names, by their keys, as
+            /// [`ConfigError::key`] has them.
+            pub fn paths(&self) -> Box<dyn Iterator<Item = (Cow<'static, str>, &Path)> + '_> {
                 match self {
-                    $(Self::$variant(config) => Box::new(config.paths()),)*
+                    $(Self::$variant(config) => {
+                        Box::new(config.paths().map(|(key, path)| (key.into(), path)))
+                    })*
                 }
             }
 

@@ -9,6 +9,9 @@
 
 #[cfg(test)]
 pub mod lines;
+mod memory;
+#[cfg(test)]
+mod side;
 #[cfg(test)]
 mod tests;
 
@@ -23,9 +26,8 @@ use std::time::Duration;
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use swiotlb::range::GRANT_BIT;
 use swiotlb::{
-    Access, CopyBytes, Dma, Fault, GrantAddress, GrantCopy, GrantLoan, GrantMode, GrantPolicy,
-    Grants, HostRange, Keep, Kind, Options, PAGE_SIZE, Range, RingMapping, Segment, Segments,
-    Settings, Translation,
+    Access, Dma, Fault, GrantAddress, GrantMode, GrantPolicy, Grants, Kind, Options, PAGE_SIZE,
+    Range, RingMapping, Settings,
 };
 use virtio_bindings::virtio_ring::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
 use vm_memory::{
@@ -33,6 +35,10 @@ use vm_memory::{
 };
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use zerocopy::IntoBytes;
+
+use memory::{Granted, Plain, RingPart};
+#[cfg(test)]
+pub(crate) use side::{Nobody, PATIENCE, Side, read_more};
 
 use crate::virtio::queue::{Descriptor, QueueStats};
 use crate::virtio::{
@@ -203,118 +209,6 @@ impl GuestRam {
             address,
             len: len as usize,
         }))
-    }
-}
-
-struct RingPart {
-    ram: GuestRam,
-    address: u64,
-    len: usize,
-}
-
-impl HostRange for RingPart {
-    fn volatile(&self) -> VolatileSlice<'_> {
-        self.ram.slice(self.address, self.len)
-    }
-}
-
-struct Plain(GuestRam);
-
-impl Translation for Plain {
-    fn translate(
-        &mut self,
-        range: Range,
-        _access: Access,
-        out: &mut Segments,
-    ) -> Result<Keep, Fault> {
-        self.0.check(range)?;
-        let mut at = range.address();
-        let end = at + u64::from(range.len());
-        while at < end {
-            let next = end.min((at / CHUNK + 1) * CHUNK);
-            out.push(Segment::of(&self.0.slice(at, (next - at) as usize)));
-            at = next;
-        }
-        Ok(self.0.inner.clone())
-    }
-
-    fn map_ring(&mut self, range: Range, _access: Access) -> Result<RingMapping, Fault> {
-        self.0.check(range)?;
-        Ok(self.0.ring(range.address(), range.len()))
-    }
-
-    fn pinnable(&self) -> bool {
-        false
-    }
-}
-
-struct Granted(GuestRam);
-
-impl Grants for Granted {
-    fn copy(&mut self, batch: &mut [GrantCopy<'_>]) {
-        for copy in batch {
-            copy.result = self.0.check_grant(copy.grant).map(|address| {
-                let slice = self.0.slice(address, copy.bytes.len());
-                match &mut copy.bytes {
-                    CopyBytes::FromGuest(bytes) => {
-                        slice.copy_to(bytes);
-                    }
-                    CopyBytes::ToGuest(bytes) => slice.copy_from(bytes),
-                    CopyBytes::FromGuestToPool(pool) => slice.copy_to_volatile_slice(*pool),
-                    CopyBytes::ToGuestFromPool(pool) => pool.copy_to_volatile_slice(slice),
-                }
-            });
-        }
-    }
-
-    fn map(
-        &mut self,
-        ranges: &[(GrantAddress, u32)],
-        _access: Access,
-    ) -> Result<Box<dyn GrantLoan>, Fault> {
-        let mut segments = Vec::new();
-        for &(grant, len) in ranges {
-            let address = self.0.check_grant(grant)?;
-            segments.push(Segment::of(&self.0.slice(address, len as usize)));
-        }
-        self.0
-            .inner
-            .lent
-            .fetch_add(segments.len(), Ordering::SeqCst);
-        let ram = self.0.clone();
-        Ok(Box::new(Loan { ram, segments }))
-    }
-
-    fn map_ring(
-        &mut self,
-        grant: GrantAddress,
-        len: u32,
-        _access: Access,
-    ) -> Result<RingMapping, Fault> {
-        let address = self.0.check_grant(grant)?;
-        Ok(self.0.ring(address, len))
-    }
-}
-
-struct Loan {
-    ram: GuestRam,
-    segments: Vec<Segment>,
-}
-
-impl GrantLoan for Loan {
-    fn segment(&self, index: usize) -> Option<Segment> {
-        self.segments.get(index).copied()
-    }
-
-    fn give_back(self: Box<Self>) -> Result<(), Fault> {
-        Ok(())
-    }
-}
-
-impl Drop for Loan {
-    fn drop(&mut self) {
-        let count = self.segments.len();
-        self.ram.inner.lent.fetch_sub(count, Ordering::SeqCst);
     }
 }
 

@@ -111,6 +111,18 @@ pub enum Fault {
         /// Why they must.
         reason: BounceReason,
     },
+    /// A request with more granted pages than are mapped together.
+    #[error(
+        "{pages} granted pages up to {address:#x} are more than the {most} that are mapped together"
+    )]
+    LoanTooLarge {
+        /// The range that is one too many.
+        address: u64,
+        /// Pages of the request, up to this range's last.
+        pages: u32,
+        /// Pages that can be.
+        most: u32,
+    },
     /// The host failed.
     #[error("host failed to reach guest memory at {address:#x}")]
     Host {

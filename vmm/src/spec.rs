@@ -27,6 +27,9 @@ pub struct SlotSpec {
     pub grants: bool,
     /// Its name in the guest's configuration, such as `xvda`, or its type.
     pub name: Option<String>,
+    /// The section of the configuration that says what is behind it, if one
+    /// does; it may say so of others, too.
+    pub section: Option<String>,
     /// The device.
     pub device: DeviceSpec,
 }
@@ -119,13 +122,13 @@ pub enum SpecError {
 /// # Errors
 /// [`SpecError`].
 pub fn device(
-    config: &Config,
+    file: &Config,
     info: &DomainInfo,
     key: &DeviceKey,
     node: &DeviceNode,
 ) -> Result<SlotSpec, SpecError> {
-    let section = config.guest(&info.name, info.uuid.as_deref());
-    let (name, device) = match &node.announced {
+    let section = file.guest(&info.name, info.uuid.as_deref());
+    let (name, described, device) = match &node.announced {
         Announced::Disk(disk) => {
             let from_toolstack = BlkConfig {
                 readonly: disk.readonly,
@@ -134,7 +137,8 @@ pub fn device(
             };
             let overrides = section.disk(disk.name.as_deref(), key.devid);
             let config = DeviceConfig::Blk(overrides.apply(from_toolstack));
-            (disk.name.clone(), config)
+            // whose image is the toolstack's word
+            (disk.name.clone(), None, config)
         }
         Announced::Virtio(announced) => {
             let entry = section.virtio(key.devid, announced.0);
@@ -144,7 +148,9 @@ pub fn device(
                 announced: *announced,
             })?;
             check_kind(*announced, &config)?;
-            (Some(announced.to_string()), config)
+            let (guest, uuid) = (&info.name, info.uuid.as_deref());
+            let section = file.section_of(guest, uuid, key.devid, announced.0);
+            (Some(announced.to_string()), section, config)
         }
     };
     let spec = SlotSpec {
@@ -152,6 +158,7 @@ pub fn device(
         irq: node.irq,
         grants: node.grants,
         name,
+        section: described,
         device: device.validate()?,
     };
     Ok(spec.of_guest(info, key))

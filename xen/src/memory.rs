@@ -16,7 +16,7 @@ use std::io;
 use thiserror::Error;
 use vm_memory::VolatileSlice;
 
-pub use foreign::ForeignRam;
+pub use foreign::{ForeignRam, most_mappings};
 pub use generation::{Generation, Slices};
 pub use grant::{GrantAddress, GrantError, GrantRange};
 pub use share::{SharedRam, SharedRun};
@@ -70,6 +70,19 @@ pub enum Error {
         gfn: u64,
         /// Why.
         source: privcmd::Error,
+    },
+    /// A mapping more than a guest may have: it has its memory mapped in pieces,
+    /// and requests of before hold as many.
+    #[error(
+        "domain {dom}: frame {gfn:#x} would be a mapping beyond the {most} that a guest may have"
+    )]
+    TooMany {
+        /// The guest.
+        dom: DomId,
+        /// The frame.
+        gfn: u64,
+        /// Mappings that it may have.
+        most: u64,
     },
     /// This process has no addresses left for the guest's memory.
     #[error("domain {dom}: {bytes} bytes of addresses for its memory could not be reserved")]

@@ -154,6 +154,21 @@ impl Privcmd {
             .map_err(|e| Error::new("XENMEM_maximum_gpfn", format_args!("domain {dom}"), e))
     }
 
+    /// How many pages a domain may have, of which it may have given some away
+    /// (`XENMEM_maximum_reservation`).
+    ///
+    /// # Errors
+    /// [`Error::Restricted`] on a restricted file, [`Error::NoDomain`].
+    pub fn maximum_reservation(&self, dom: DomId) -> Result<u64> {
+        on_file!(self, file => file.maximum_reservation(dom)).map_err(|e| {
+            Error::new(
+                "XENMEM_maximum_reservation",
+                format_args!("domain {dom}"),
+                e,
+            )
+        })
+    }
+
     /// Gives up everything on this file but calls that concern `dom`; the
     /// hypercalls of this type other than device-model operations end.
     /// There is no way back.

@@ -278,6 +278,8 @@ impl Device for BlkDevice {
             stats: Arc::clone(&self.stats),
             completed: Vec::new(),
             waiting: VecDeque::new(),
+            under_way: 0,
+            goes_on: false,
         }))
     }
 

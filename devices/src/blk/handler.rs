@@ -20,6 +20,11 @@ use super::stats::{Batch, BlkStats};
 use crate::virtio::worker::with_causes;
 use crate::virtio::{ActiveQueue, Chain, QueueError, QueueHandler};
 
+/// Bytes that a queue has under way at once, give or take a request, and that
+/// it carries out before its worker looks whether it is to stop. A reset waits
+/// for no more than these, however much was asked for.
+const AT_ONCE: u64 = 64 << 20;
+
 /// See the module.
 pub(super) struct BlkHandler {
     pub medium: Medium,
@@ -35,6 +40,10 @@ pub(super) struct BlkHandler {
     /// Who wait for room in the bounce pool, or for the disk's limits, in their
     /// order.
     pub waiting: VecDeque<Job<Op>>,
+    /// Bytes that were given to the engine and are not given back yet.
+    pub under_way: u64,
+    /// There is more to be done, and nothing that would tell.
+    pub goes_on: bool,
 }
 
 impl QueueHandler for BlkHandler {
@@ -61,7 +70,8 @@ impl QueueHandler for BlkHandler {
     fn room(&self) -> usize {
         match self.waiting.is_empty() {
             true => self.engine.room(),
-            // requests in flight make room for those that wait, or time does
+            // requests in flight make room for those that wait, or time does, or
+            // the worker's next turn
             false => 0,
         }
     }
@@ -75,6 +85,10 @@ impl QueueHandler for BlkHandler {
 
     fn is_idle(&self) -> bool {
         self.waiting.is_empty() && self.completed.is_empty() && self.engine.in_flight() == 0
+    }
+
+    fn rest(&mut self) -> Result<bool, QueueError> {
+        Ok(self.goes_on)
     }
 
     fn advance(&mut self, queue: &mut ActiveQueue) -> Result<(), QueueError> {
@@ -188,16 +202,25 @@ impl BlkHandler {
 
     /// Gives the engine what waits, as far as the disk's limits and the room for
     /// its data go, and finishes what is complete: again and again, until all of
-    /// the rest is in flight, or waits for what is or for the limits.
+    /// the rest is in flight, or waits for what is or for the limits, or so much
+    /// was done that the worker has to look up.
     fn go_on(&mut self, queue: &mut ActiveQueue) -> Result<(), QueueError> {
+        let mut carried_out = 0;
+        self.goes_on = false;
         while !self.waiting.is_empty() && self.engine.room() > 0 {
+            if carried_out >= AT_ONCE {
+                self.goes_on = true;
+                break;
+            }
             let before = self.waiting.len();
             let count = self.admitted();
             if count == 0 {
-                // the timer is set
+                // the timer is set, or the engine has enough
                 break;
             }
             let refused = self.submit(queue, count);
+            // where there is another round, nothing of this one stays under way
+            carried_out += self.under_way;
             let finished = self.finish(queue, refused)?;
             if self.engine.in_flight() > 0 {
                 break;
@@ -212,8 +235,18 @@ impl BlkHandler {
 
     /// How many of those that wait may go now.
     fn admitted(&mut self) -> usize {
-        let count = self.waiting.len().min(self.engine.room());
-        let Some(brake) = &self.brake else {
+        let mut bytes = self.under_way;
+        let count = self
+            .waiting
+            .iter()
+            .take(self.engine.room())
+            .take_while(|job| {
+                let fits = bytes < AT_ONCE;
+                bytes = bytes.saturating_add(job.token.bytes());
+                fits
+            })
+            .count();
+        let Some(brake) = self.brake.as_ref().filter(|_| count > 0) else {
             return count;
         };
         let ops = self
@@ -238,6 +271,7 @@ impl BlkHandler {
         for mapped in queue.dma().map(jobs, self.engine.need()) {
             let rejected = match mapped {
                 Ok(mapped) if mapped.token().for_engine().is_some() => {
+                    self.under_way += mapped.token().bytes();
                     batch.push(mapped);
                     continue;
                 }
@@ -300,6 +334,7 @@ impl BlkHandler {
         let given_back = queue.dma().finish(&mut self.completed);
         let count = given_back.len() + refused.len();
         for mut finished in given_back {
+            self.under_way = self.under_way.saturating_sub(finished.token().bytes());
             let fault = finished.take_fault();
             let finished = finished.map(|mut op| {
                 if let Some(fault) = fault {

@@ -177,6 +177,17 @@ impl Op {
         }
     }
 
+    /// Bytes of the disk that are concerned by what is asked of the engine now.
+    pub(super) fn bytes(&self) -> u64 {
+        match self.request() {
+            Ok(Request::Read { len, .. } | Request::Write { len, .. }) => *len,
+            Ok(Request::Discard(list) | Request::WriteZeroes(list)) => list
+                .iter()
+                .fold(0, |sum, extent| sum.saturating_add(extent.len)),
+            Ok(Request::Flush | Request::GetId) | Err(_) => 0,
+        }
+    }
+
     /// What it is still to be charged for what is asked of the engine now.
     pub(super) fn unpaid(&self) -> Option<Cost> {
         let first = self.0.parts.as_ref().is_none_or(|parts| parts.done == 0);

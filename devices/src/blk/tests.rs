@@ -50,6 +50,7 @@ mod block_device;
 mod bounced;
 mod configuration;
 mod limited;
+mod long;
 mod malformed;
 mod null;
 mod qcow2;
@@ -211,13 +212,21 @@ impl Rig {
         self.handler.serve(&mut self.queue, chains)?;
         let mut used = self.ring.used();
         while used.len() < count {
-            let event = self.handler.event().expect("a request is left lying");
-            assert!(readable(event, PATIENCE), "a request is never completed");
-            self.handler.advance(&mut self.queue)?;
+            self.turn()?;
             used.extend(self.ring.used());
         }
         self.queue.notify()?;
         Ok(used)
+    }
+
+    /// What the worker does between two looks whether it is to stop.
+    fn turn(&mut self) -> Result<(), QueueError> {
+        if self.handler.rest()? {
+            return self.handler.serve(&mut self.queue, Vec::new());
+        }
+        let event = self.handler.event().expect("a request is left lying");
+        assert!(readable(event, PATIENCE), "a request is never completed");
+        self.handler.advance(&mut self.queue)
     }
 
     /// One request with a plain frame and `data` in between: status and used

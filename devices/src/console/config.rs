@@ -5,6 +5,7 @@ mod port;
 #[cfg(test)]
 mod tests;
 
+use std::borrow::Cow;
 use std::collections::HashSet;
 use std::iter;
 use std::path::{Path, PathBuf};
@@ -185,6 +186,8 @@ pub enum ConfigError {
     /// Something is wrong with a further port.
     #[error("port {name:?}: {source}")]
     Port {
+        /// Which, from 0.
+        number: usize,
         /// Its name, as far as it has one.
         name: String,
         /// What is wrong.
@@ -193,7 +196,9 @@ pub enum ConfigError {
     /// What belongs to one port alone is another one's, too.
     #[error("port {name:?}: its {key} {value} is another port's, too")]
     Twice {
-        /// The second one's name.
+        /// The second one, from 0.
+        number: usize,
+        /// Its name.
         name: String,
         /// Which key.
         key: &'static str,
@@ -203,10 +208,10 @@ pub enum ConfigError {
 }
 
 impl ConfigError {
-    /// The key whose value it is about.
+    /// The key whose value it is about; of a further port `port.NUMBER.KEY`.
     #[must_use]
-    pub fn key(&self) -> &'static str {
-        match self {
+    pub fn key(&self) -> Cow<'static, str> {
+        let key = match self {
             ConfigError::NoPath(_) | ConfigError::LongPath { .. } => "path",
             ConfigError::Buffer(_) => "buffer",
             ConfigError::HalfSize { given, .. }
@@ -218,19 +223,27 @@ impl ConfigError {
             ConfigError::NoLog => "log",
             ConfigError::LogSize(_) => "log-size",
             ConfigError::LogFiles(_) => "log-files",
-            ConfigError::Ports(_) | ConfigError::Port { .. } | ConfigError::Twice { .. } => "port",
-        }
+            ConfigError::Ports(_) => "port",
+            ConfigError::Port { number, source, .. } => {
+                return of_port(*number, &source.key());
+            }
+            ConfigError::Twice { number, key, .. } => return of_port(*number, key),
+        };
+        key.into()
     }
 }
 
 impl ConsoleConfig {
     /// The paths that it names, by their keys.
-    pub fn paths(&self) -> impl Iterator<Item = (&'static str, &Path)> {
-        let paths = self.path.iter().map(|path| ("path", path.as_path()));
-        let logs = self.log.iter().map(|path| ("log", path.as_path()));
-        let ports = self.port.iter().flat_map(|port| [&port.path, &port.log]);
-        let ports = ports.flatten().map(|path| ("port", path.as_path()));
-        paths.chain(logs).chain(ports)
+    pub fn paths(&self) -> impl Iterator<Item = (Cow<'static, str>, &Path)> {
+        let own = [("path", &self.path), ("log", &self.log)];
+        let own = own.into_iter().map(|(key, path)| (Cow::from(key), path));
+        let ports = self.port.iter().enumerate().flat_map(|(number, port)| {
+            [("path", &port.path), ("log", &port.log)]
+                .map(|(key, path)| (of_port(number, key), path))
+        });
+        let all = own.chain(ports);
+        all.filter_map(|(key, path)| Some((key, path.as_deref()?)))
     }
 
     /// A console that listens on a socket, with everything else at its
@@ -268,12 +281,13 @@ impl ConsoleConfig {
         let multiport = self.name.is_some() || !ports.is_empty();
         let first = self.first().validate()?;
         let mut further = Vec::new();
-        for port in ports {
+        for (number, port) in ports.into_iter().enumerate() {
             let name = port.name.clone().unwrap_or_default();
             let named = port.name.is_some().then_some(port);
             let spec = named.ok_or(ConfigError::NoName);
             let spec = spec.and_then(PortConfig::validate);
             further.push(spec.map_err(|source| ConfigError::Port {
+                number,
                 name,
                 source: Box::new(source),
             })?);
@@ -305,10 +319,15 @@ impl ConsoleConfig {
     }
 }
 
+/// The key of a further port's value.
+fn of_port(number: usize, key: &str) -> Cow<'static, str> {
+    format!("port.{number}.{key}").into()
+}
+
 /// No two ports have the same name, or make or rotate the same file.
 fn each_its_own(first: &PortSpec, further: &[PortSpec]) -> Result<(), ConfigError> {
     let mut seen = HashSet::new();
-    for port in iter::once(first).chain(further) {
+    for (place, port) in iter::once(first).chain(further).enumerate() {
         let text = |path: &Path| path.display().to_string();
         let made = match &port.target {
             Target::Pty { link } => link.as_deref(),
@@ -326,7 +345,14 @@ fn each_its_own(first: &PortSpec, further: &[PortSpec]) -> Result<(), ConfigErro
                 && !seen.insert((key == "name", value.clone()))
             {
                 let name = port.name.clone().unwrap_or_default();
-                return Err(ConfigError::Twice { name, key, value });
+                // the first one is before all others
+                let number = place.saturating_sub(1);
+                return Err(ConfigError::Twice {
+                    number,
+                    name,
+                    key,
+                    value,
+                });
             }
         }
     }

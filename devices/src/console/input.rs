@@ -8,14 +8,11 @@ use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
-use std::time::Duration;
 
-use rustix::event::epoll::EventFlags;
 use swiotlb::Transfer;
 
-use super::endpoint::{Halt, RETRY, Stream};
 use super::port::Port;
-use super::waiter::Waiter;
+use super::reach::{Direction, Reach};
 use crate::virtio::counters::add;
 use crate::virtio::queue::DescriptorRanges;
 use crate::virtio::worker::with_causes;
@@ -39,12 +36,7 @@ struct Waiting {
 #[derive(Debug)]
 pub(super) struct Input {
     port: Arc<Port>,
-    waiter: Waiter,
-    /// What is read from; looked up again when the bell rings or it ends.
-    stream: Option<Arc<Stream>>,
-    /// The stream has failed and is left alone until the timer rings.
-    resting: bool,
-    hung_up: bool,
+    host: Reach,
     waiting: VecDeque<Waiting>,
     /// Read, and not given to the guest.
     inbox: Vec<u8>,
@@ -55,10 +47,7 @@ impl Input {
     /// No descriptors.
     pub(super) fn new(port: Arc<Port>) -> io::Result<Self> {
         Ok(Input {
-            waiter: Waiter::new(&port.bells.input)?,
-            stream: port.endpoint.input(),
-            resting: false,
-            hung_up: false,
+            host: Reach::new(Arc::clone(&port), Direction::Input)?,
             waiting: VecDeque::new(),
             inbox: port.take_inbox(),
             port,
@@ -87,8 +76,7 @@ impl Input {
         let room = self.waiting.iter().map(|waiting| waiting.room);
         let room = room.fold(0, usize::saturating_add).min(READ);
         let mut bytes = vec![0; room];
-        while !self.resting {
-            let Some(stream) = &self.stream else { break };
+        while let Some(stream) = self.host.stream() {
             match stream.read(&mut bytes) {
                 Ok(count) => {
                     bytes.truncate(count);
@@ -97,9 +85,8 @@ impl Input {
                     self.port.look_at_size();
                     return true;
                 }
-                Err(Halt::Wait) if !self.hung_up => break,
-                Err(Halt::Wait | Halt::Gone) => self.gone(),
-                Err(Halt::Failed(error)) => self.failed(&error),
+                Err(halt) if self.host.goes_on(&halt) => {}
+                Err(_) => break,
             }
         }
         false
@@ -143,42 +130,6 @@ impl Input {
         broken
     }
 
-    /// Nothing comes from the stream any more.
-    fn gone(&mut self) {
-        self.waiter.unwatch();
-        self.hung_up = false;
-        let Some(stream) = self.stream.take() else {
-            return;
-        };
-        match self.port.endpoint.input_gone(&stream) {
-            Some(delay) => {
-                add(&self.port.stats.hangups, 1);
-                self.leave_alone(delay);
-            }
-            // the bell rings when there is another one
-            None => self.stream = self.port.endpoint.input(),
-        }
-    }
-
-    fn failed(&mut self, error: &io::Error) {
-        add(&self.port.stats.host_errors, 1);
-        if let Some(withheld) = self.port.input_log.due() {
-            tracing::warn!(
-                path = %self.port.endpoint.path().display(),
-                %error,
-                withheld,
-                "a console's input cannot be read; trying again"
-            );
-        }
-        self.leave_alone(RETRY);
-    }
-
-    fn leave_alone(&mut self, delay: Duration) {
-        self.waiter.unwatch();
-        self.resting = true;
-        self.waiter.ring_in(delay);
-    }
-
     fn tell_size(&self, queue: &ActiveQueue) {
         if self.port.take_size_news() {
             add(&self.port.stats.resizes, 1);
@@ -188,18 +139,8 @@ impl Input {
 
     /// Waits for what there is to wait for now.
     fn rest(&mut self) {
-        let wanted = !self.waiting.is_empty()
-            && self.port.takes_input()
-            && self.inbox.is_empty()
-            && !self.resting;
-        match &self.stream {
-            Some(stream) if wanted => {
-                if let Err(error) = self.waiter.watch(stream, EventFlags::IN) {
-                    self.failed(&error);
-                }
-            }
-            _ => self.waiter.unwatch(),
-        }
+        let wanted = !self.waiting.is_empty() && self.port.takes_input() && self.inbox.is_empty();
+        self.host.rest(wanted);
     }
 }
 
@@ -227,25 +168,18 @@ impl QueueHandler for Input {
     }
 
     fn event(&self) -> Option<BorrowedFd<'_>> {
-        Some(self.waiter.as_fd())
+        Some(self.host.as_fd())
     }
 
     fn advance(&mut self, queue: &mut ActiveQueue) -> Result<(), QueueError> {
-        let happened = self.waiter.take(&self.port.bells.input);
-        self.hung_up |= happened.hung_up;
-        if happened.timer {
-            self.resting = false;
-        }
-        if happened.bell || happened.timer {
-            self.stream = self.port.endpoint.input();
-        }
+        self.host.wake();
         self.pump(queue)
     }
 
     fn settle(&mut self, _queue: &mut ActiveQueue) {
         // nothing of the guest's is held for them, and it forgets them
         self.waiting.clear();
-        self.waiter.unwatch();
+        self.host.rest(false);
     }
 }
 

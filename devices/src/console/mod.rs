@@ -50,6 +50,7 @@ mod log;
 mod outbox;
 mod output;
 mod port;
+mod reach;
 mod size;
 mod stats;
 #[cfg(test)]

@@ -9,17 +9,15 @@ use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use rustix::event::epoll::EventFlags;
 use swiotlb::{Range, Transfer};
 
 use super::config::WhenFull;
-use super::endpoint::{Halt, RETRY, Stream};
 use super::log::Log;
 use super::outbox::Outbox;
 use super::port::Port;
-use super::waiter::Waiter;
+use super::reach::{Direction, Reach};
 use crate::virtio::counters::add;
 use crate::virtio::queue::DescriptorRanges;
 use crate::virtio::worker::with_causes;
@@ -49,16 +47,10 @@ struct Sending {
 #[derive(Debug)]
 pub(super) struct Output {
     port: Arc<Port>,
-    waiter: Waiter,
+    host: Reach,
     outbox: Outbox,
     /// Gets everything that is taken, read or not.
     copy: Option<Log>,
-    /// What is written to; looked up again when the bell rings or it fails.
-    stream: Option<Arc<Stream>>,
-    /// The stream has failed and is left alone until the timer rings.
-    resting: bool,
-    /// The stream was found hung up; it may say nothing when it is written to.
-    hung_up: bool,
     held: VecDeque<Sending>,
     /// Chains are held because the outbox is full.
     stalled: bool,
@@ -68,16 +60,13 @@ impl Output {
     /// # Errors
     /// No descriptors.
     pub(super) fn new(port: Arc<Port>) -> io::Result<Self> {
-        let waiter = Waiter::new(&port.bells.output)?;
+        let host = Reach::new(Arc::clone(&port), Direction::Output)?;
         // there may be something to write before the guest says anything
         port.bells.output.ring();
         Ok(Output {
-            waiter,
+            host,
             outbox: port.take_outbox(),
             copy: port.take_log(),
-            stream: port.endpoint.output(),
-            resting: false,
-            hung_up: false,
             held: VecDeque::new(),
             stalled: false,
             port,
@@ -174,67 +163,23 @@ impl Output {
 
     /// Writes of the outbox what the host takes.
     fn flush(&mut self) {
-        while !self.outbox.is_empty() && !self.resting {
-            let Some(stream) = &self.stream else { return };
+        while !self.outbox.is_empty()
+            && let Some(stream) = self.host.stream()
+        {
             match stream.write(self.outbox.front()) {
                 Ok(count) => {
                     add(&self.port.stats.written_bytes, count);
                     self.outbox.consume(count);
                 }
-                Err(Halt::Wait) if !self.hung_up => return,
-                Err(Halt::Wait | Halt::Gone) => self.gone(),
-                Err(Halt::Failed(error)) => self.failed(&error),
+                Err(halt) if self.host.goes_on(&halt) => {}
+                Err(_) => return,
             }
         }
-    }
-
-    /// Nobody reads what is written.
-    fn gone(&mut self) {
-        self.waiter.unwatch();
-        self.hung_up = false;
-        let Some(stream) = self.stream.take() else {
-            return;
-        };
-        match self.port.endpoint.output_gone(&stream) {
-            Some(delay) => {
-                add(&self.port.stats.hangups, 1);
-                self.leave_alone(delay);
-            }
-            // the bell rings when there is another one
-            None => self.stream = self.port.endpoint.output(),
-        }
-    }
-
-    fn failed(&mut self, error: &io::Error) {
-        add(&self.port.stats.host_errors, 1);
-        if let Some(withheld) = self.port.output_log.due() {
-            tracing::warn!(
-                path = %self.port.endpoint.path().display(),
-                %error,
-                withheld,
-                "a console's output cannot be written; trying again"
-            );
-        }
-        self.leave_alone(RETRY);
-    }
-
-    fn leave_alone(&mut self, delay: Duration) {
-        self.waiter.unwatch();
-        self.resting = true;
-        self.waiter.ring_in(delay);
     }
 
     /// Waits for what there is to wait for now.
     fn rest(&mut self) {
-        match &self.stream {
-            Some(stream) if !self.outbox.is_empty() && !self.resting => {
-                // what cannot be waited for is tried again
-                if self.waiter.watch(stream, EventFlags::OUT).is_err() {
-                    self.leave_alone(RETRY);
-                }
-            }
-            _ => self.waiter.unwatch(),
-        }
+        self.host.rest(!self.outbox.is_empty());
     }
 }
 
@@ -286,25 +231,18 @@ impl QueueHandler for Output {
     }
 
     fn event(&self) -> Option<BorrowedFd<'_>> {
-        Some(self.waiter.as_fd())
+        Some(self.host.as_fd())
     }
 
     fn advance(&mut self, queue: &mut ActiveQueue) -> Result<(), QueueError> {
-        let happened = self.waiter.take(&self.port.bells.output);
-        self.hung_up |= happened.hung_up;
-        if happened.timer {
-            self.resting = false;
-        }
-        if happened.bell || happened.timer {
-            self.stream = self.port.endpoint.output();
-        }
+        self.host.wake();
         self.pump(queue)
     }
 
     fn settle(&mut self, _queue: &mut ActiveQueue) {
         // nothing of the guest's is held for them, and it forgets them
         self.held.clear();
-        self.waiter.unwatch();
+        self.host.rest(false);
         self.flush();
     }
 }

@@ -173,6 +173,11 @@ impl Port {
         })
     }
 
+    /// The bells of a pair's workers.
+    pub fn bells_of(&self, pair: u16) -> Option<&Bells> {
+        self.bells.get(usize::from(pair))
+    }
+
     /// The driver begins anew, with these features.
     pub fn begin(&self, features: u64) {
         let vlans = features & net::CTRL_VLAN != 0;

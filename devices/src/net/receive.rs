@@ -19,7 +19,7 @@ use super::features as net;
 use super::filter::Filter;
 use super::frame::{FRAME_MAX, FRAME_MIN, HEADER_LEN, Header};
 use super::link::Deframer;
-use super::port::{Bells, Port, Wire};
+use super::port::{Port, Wire};
 use super::tap::{TapQueue, Trouble};
 use crate::unix::{Halt, Stream};
 use crate::virtio::counters::add;
@@ -113,7 +113,7 @@ impl Receive {
             poller.add(interfaces, INTERFACES)?;
         }
         port.pair_begins(pair);
-        if let Some(bells) = bells(&port, pair) {
+        if let Some(bells) = port.bells_of(pair) {
             poller.add(&bells.receive, BELL)?;
             // a socket may have to be connected
             bells.receive.ring();
@@ -177,7 +177,7 @@ impl Receive {
                 Some(Pause::Unused) => return Ok(()),
             }
         }
-        if let Some(bells) = bells(&self.port, self.pair) {
+        if let Some(bells) = self.port.bells_of(self.pair) {
             bells.receive.ring();
         }
         Ok(())
@@ -401,10 +401,6 @@ impl Receive {
     }
 }
 
-fn bells(port: &Port, pair: u16) -> Option<&Bells> {
-    port.bells.get(usize::from(pair))
-}
-
 impl Drop for Receive {
     fn drop(&mut self) {
         self.port.pair_ends(self.pair);
@@ -444,7 +440,7 @@ impl QueueHandler for Receive {
         for name in self.poller.take() {
             match name {
                 BELL => {
-                    if let Some(bells) = bells(&self.port, self.pair) {
+                    if let Some(bells) = self.port.bells_of(self.pair) {
                         bells.receive.hear();
                     }
                 }

@@ -17,59 +17,12 @@ use super::features as net;
 use super::frame::HEADER_LEN;
 use super::{Cable, NetConfig, NetDevice, NetStatsSnapshot};
 use crate::registry::DeviceSpec;
-use crate::testing::{Buffer, DriverRing, GuestRam, readable};
-use crate::virtio::features::{RING_INDIRECT_DESC, VERSION_1};
+use crate::testing::{Buffer, GuestRam, PATIENCE, Side, read_more, readable};
 use crate::virtio::histogram::timed;
-use crate::virtio::{ActiveQueue, Device, QueueError, QueueHandler};
+use crate::virtio::{Device, QueueError};
 
-/// Longest wait for anything.
-const PATIENCE: Duration = Duration::from_secs(20);
 const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 const BROADCAST: [u8; 6] = [0xff; 6];
-
-/// One queue of a card, served as its worker does.
-struct Side {
-    ring: DriverRing,
-    queue: ActiveQueue,
-    handler: Box<dyn QueueHandler>,
-}
-
-impl Side {
-    fn start(ram: &GuestRam, device: &mut NetDevice, index: u16, features: u64) -> Self {
-        let ring = DriverRing::new(ram, 64);
-        let (queue, _) = ring.activate(VERSION_1 | RING_INDIRECT_DESC);
-        Side {
-            handler: device.start_queue(index, features).unwrap(),
-            ring,
-            queue,
-        }
-    }
-
-    fn serve(&mut self) -> Result<(), QueueError> {
-        while self.handler.room() > 0 {
-            let chains = self.queue.take(self.handler.room())?;
-            if chains.is_empty() {
-                break;
-            }
-            self.handler.serve(&mut self.queue, chains)?;
-        }
-        Ok(())
-    }
-
-    /// Does all that is to be done now.
-    fn settle_down(&mut self) {
-        let deadline = Instant::now() + PATIENCE;
-        let rings = |side: &Side| {
-            let event = side.handler.event();
-            event.is_some_and(|event| readable(event, Duration::ZERO))
-        };
-        while rings(self) {
-            assert!(Instant::now() < deadline, "the handler never rests");
-            self.handler.advance(&mut self.queue).unwrap();
-            self.serve().unwrap();
-        }
-    }
-}
 
 /// A guest, its card and the card's directory.
 struct Rig {
@@ -98,9 +51,9 @@ impl Rig {
             _ => 2,
         };
         Rig {
-            receive: Side::start(&ram, &mut device, 0, features),
-            transmit: Side::start(&ram, &mut device, 1, features),
-            control: Side::start(&ram, &mut device, control, features),
+            receive: Side::with(&ram, &mut device, 0, features),
+            transmit: Side::with(&ram, &mut device, 1, features),
+            control: Side::with(&ram, &mut device, control, features),
             ram,
             device,
             directory,
@@ -190,16 +143,11 @@ impl Rig {
     fn read_frame(&mut self, other: &mut UnixStream) -> Vec<u8> {
         let mut bytes = Vec::new();
         self.until("no frame comes", |_| {
-            let mut piece = [0; 65536];
             let length = bytes
                 .first_chunk()
                 .map(|length| u32::from_be_bytes(*length));
-            let want = 4 + length.unwrap_or(0) as usize - bytes.len();
-            match other.read(&mut piece[..want]) {
-                Ok(count) => bytes.extend_from_slice(&piece[..count]),
-                Err(error) => assert_eq!(error.kind(), ErrorKind::WouldBlock, "{error}"),
-            }
-            length.is_some_and(|length| bytes.len() == 4 + length as usize)
+            let whole = 4 + length.unwrap_or(0) as usize;
+            read_more(other, &mut bytes, whole) && length.is_some()
         });
         bytes.split_off(4)
     }

@@ -17,7 +17,7 @@ use zerocopy::FromBytes;
 
 use super::frame::{FRAME_MAX, FRAME_MIN, HEADER_LEN, Header};
 use super::link::Framer;
-use super::port::{Bells, Port, Wire};
+use super::port::{Port, Wire};
 use super::tap::Trouble;
 use crate::virtio::counters::add;
 use crate::virtio::poller::Poller;
@@ -76,7 +76,7 @@ impl Transmit {
     pub(super) fn new(port: Arc<Port>, pair: u16, features: u64) -> io::Result<Self> {
         let (poller, timer) = (Poller::new()?, Timer::new()?);
         poller.add(&timer, TIMER)?;
-        if let Some(bells) = bells(&port, pair) {
+        if let Some(bells) = port.bells_of(pair) {
             poller.add(&bells.transmit, BELL)?;
         }
         Ok(Transmit {
@@ -182,7 +182,7 @@ impl Transmit {
         match &self.port.wire {
             Wire::Tap(_) => self.port.lost(),
             Wire::Link(_) => {
-                if let Some(bells) = bells(&self.port, self.pair) {
+                if let Some(bells) = self.port.bells_of(self.pair) {
                     bells.receive.ring();
                 }
             }
@@ -259,10 +259,6 @@ impl Transmit {
     }
 }
 
-fn bells(port: &Port, pair: u16) -> Option<&Bells> {
-    port.bells.get(usize::from(pair))
-}
-
 impl QueueHandler for Transmit {
     fn serve(&mut self, queue: &mut ActiveQueue, chains: Vec<Chain>) -> Result<(), QueueError> {
         let taken = Instant::now();
@@ -291,7 +287,7 @@ impl QueueHandler for Transmit {
         for name in self.poller.take() {
             match name {
                 BELL => {
-                    if let Some(bells) = bells(&self.port, self.pair) {
+                    if let Some(bells) = self.port.bells_of(self.pair) {
                         bells.transmit.hear();
                     }
                 }

@@ -43,7 +43,9 @@ pub struct ReturnPath {
 #[derive(Debug)]
 pub struct Worker {
     stop: Arc<AtomicBool>,
-    doorbell: EventFd,
+    /// The thread's: with one of its own, there could be a thread and none to
+    /// stop it by.
+    doorbell: Arc<EventFd>,
     thread: Option<thread::JoinHandle<()>>,
 }
 
@@ -53,7 +55,9 @@ impl Worker {
     /// made buffers available before. `doorbell` does not block when read.
     ///
     /// # Errors
-    /// No thread or no event file; the queue is then given back already.
+    /// No thread or no event file; the queue is then given back already, and
+    /// nothing comes of it by `returns`: whoever waits there waits for workers
+    /// that were started.
     pub fn start(
         name: String,
         queue: ActiveQueue,
@@ -63,29 +67,19 @@ impl Worker {
         returns: ReturnPath,
     ) -> io::Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
-        let own = doorbell.try_clone()?;
-        let events = Events::new(own.as_raw_fd(), handler.event())?;
+        let doorbell = Arc::new(doorbell.try_clone()?);
         let body = Body {
-            events,
+            events: Events::new(doorbell.as_raw_fd(), handler.event())?,
             stop: Arc::clone(&stop),
-            doorbell: own,
+            doorbell: Arc::clone(&doorbell),
             notifier,
         };
-        let guard = ReturnGuard {
-            index: queue.index(),
-            position: None,
-            returns,
-        };
-        let span = tracing::Span::current();
-        let thread = thread::Builder::new().name(name).spawn(move || {
-            let _entered = span.enter();
-            // declared first, dropped last: the queue is unmapped by then
-            let mut guard = guard;
-            guard.position = Some(body.run(queue, handler));
-        })?;
+        let thread = thread::Builder::new()
+            .name(name)
+            .spawn(body.on_its_thread(queue, handler, returns))?;
         Ok(Worker {
             stop,
-            doorbell: doorbell.try_clone()?,
+            doorbell,
             thread: Some(thread),
         })
     }
@@ -197,11 +191,32 @@ impl Events {
 struct Body {
     events: Events,
     stop: Arc<AtomicBool>,
-    doorbell: EventFd,
+    doorbell: Arc<EventFd>,
     notifier: Arc<Notifier>,
 }
 
 impl Body {
+    /// What the thread does. Without a thread it is dropped, and the queue is
+    /// given back to nobody.
+    fn on_its_thread(
+        self,
+        queue: ActiveQueue,
+        handler: Box<dyn QueueHandler>,
+        returns: ReturnPath,
+    ) -> impl FnOnce() + Send + 'static {
+        let span = tracing::Span::current();
+        move || {
+            let _entered = span.enter();
+            // declared first, dropped last: the queue is unmapped by then
+            let mut guard = ReturnGuard {
+                index: queue.index(),
+                position: None,
+                returns,
+            };
+            guard.position = Some(self.run(queue, handler));
+        }
+    }
+
     fn run(self, mut queue: ActiveQueue, mut handler: Box<dyn QueueHandler>) -> QueuePosition {
         let mut broken = false;
         let mut advance = false;
@@ -382,6 +397,41 @@ mod tests {
     #[test]
     fn what_has_come_to_a_handler_is_not_slept_over() {
         assert_eq!(used(Silent::default()), [(0, 7)]);
+    }
+
+    /// What comes of a queue whose worker's thread does `what` with its work.
+    fn returned_by(what: impl FnOnce(Box<dyn FnOnce() + Send>)) -> Vec<Option<QueuePosition>> {
+        let ram = GuestRam::new(16);
+        let (queue, line) = DriverRing::new(&ram, 4).activate(VERSION_1);
+        let doorbell = Arc::new(EventFd::new(EFD_NONBLOCK).unwrap());
+        let (sender, receiver) = channel();
+        let body = Body {
+            events: Events::new(doorbell.as_raw_fd(), None).unwrap(),
+            stop: Arc::new(AtomicBool::new(true)),
+            doorbell,
+            notifier: Arc::new(Notifier::new(line)),
+        };
+        let returns = ReturnPath {
+            sender,
+            event: EventFd::new(EFD_NONBLOCK).unwrap(),
+        };
+
+        what(Box::new(body.on_its_thread(
+            queue,
+            Box::<Silent>::default(),
+            returns,
+        )));
+
+        receiver.iter().map(|returned| returned.position).collect()
+    }
+
+    #[test]
+    fn a_queue_comes_back_of_a_worker_that_ran_and_of_no_other() {
+        let ran = returned_by(|work| work());
+        let had_no_thread = returned_by(drop);
+
+        assert_eq!(ran, [Some(QueuePosition::default())]);
+        assert_eq!(had_no_thread, []);
     }
 
     #[test]

@@ -8,71 +8,23 @@ mod malformed;
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use tempfile::TempDir;
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::packet::{HEADER_LEN, Header, Op, TYPE_STREAM};
 use super::{VsockConfig, VsockDevice, VsockStatsSnapshot};
-use crate::testing::{Buffer, DriverRing, GuestRam, readable};
-use crate::virtio::features::{RING_INDIRECT_DESC, VERSION_1};
+use crate::testing::{Buffer, GuestRam, Nobody, PATIENCE, Side, read_more};
 use crate::virtio::histogram::timed;
-use crate::virtio::{ActiveQueue, Device, QueueError, QueueHandler};
+use crate::virtio::{Device, QueueError};
 
-/// Longest wait for anything.
-const PATIENCE: Duration = Duration::from_secs(20);
 const CID: u64 = 3;
 /// Bytes of the guest's buffers.
 const BUFFER: u32 = 4096;
 /// A port of the host and one of the guest.
 const HOST: u32 = 52;
 const GUEST: u32 = 1024;
-
-/// One queue of a device, served as its worker does.
-struct Side {
-    ring: DriverRing,
-    queue: ActiveQueue,
-    handler: Box<dyn QueueHandler>,
-}
-
-impl Side {
-    fn start(ram: &GuestRam, device: &mut VsockDevice, index: u16) -> Self {
-        let ring = DriverRing::new(ram, 64);
-        let (queue, _) = ring.activate(VERSION_1 | RING_INDIRECT_DESC);
-        Side {
-            handler: device.start_queue(index, device.features()).unwrap(),
-            ring,
-            queue,
-        }
-    }
-
-    fn serve(&mut self) -> Result<(), QueueError> {
-        while self.handler.room() > 0 {
-            let chains = self.queue.take(self.handler.room())?;
-            if chains.is_empty() {
-                break;
-            }
-            self.handler.serve(&mut self.queue, chains)?;
-        }
-        Ok(())
-    }
-
-    /// Whether the handler has something to do.
-    fn rings(&self) -> bool {
-        readable(self.handler.event().unwrap(), Duration::ZERO)
-    }
-
-    /// Does all that is to be done now.
-    fn settle_down(&mut self) {
-        let deadline = Instant::now() + PATIENCE;
-        while self.rings() {
-            assert!(Instant::now() < deadline, "the handler never rests");
-            self.handler.advance(&mut self.queue).unwrap();
-            self.serve().unwrap();
-        }
-    }
-}
 
 /// A packet as the guest has it.
 type Packet = (Header, Vec<u8>);
@@ -271,28 +223,9 @@ impl Rig {
     fn read_host(&mut self, host: &mut UnixStream, len: usize) -> Vec<u8> {
         let mut bytes = Vec::new();
         self.until("the host does not get its bytes", |_| {
-            let mut piece = [0; 4096];
-            let want = piece.len().min(len - bytes.len());
-            match host.read(&mut piece[..want]) {
-                Ok(count) => bytes.extend_from_slice(&piece[..count]),
-                Err(error) => assert_eq!(error.kind(), ErrorKind::WouldBlock, "{error}"),
-            }
-            bytes.len() == len
+            read_more(host, &mut bytes, len)
         });
         bytes
-    }
-}
-
-/// Stands for a handler that is gone.
-struct Nobody;
-
-impl QueueHandler for Nobody {
-    fn serve(
-        &mut self,
-        _: &mut ActiveQueue,
-        _: Vec<crate::virtio::Chain>,
-    ) -> Result<(), QueueError> {
-        Ok(())
     }
 }
 

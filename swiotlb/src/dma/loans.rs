@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use smallvec::SmallVec;
+
 use crate::counters::Counters;
 use crate::dma::flight::InFlight;
 use crate::dma::policy::{GrantPolicy, Way};
@@ -10,6 +12,11 @@ use crate::fault::Fault;
 use crate::range::{Access, GRANT_BIT, GrantAddress};
 use crate::segment::Segment;
 use crate::source::{GrantLoan, Grants};
+
+/// Most pages of one loan: 16 MiB. A driver's requests are smaller, even a whole
+/// batch of them mostly is; a chain may claim to be terabytes, and for each page
+/// there is a reference to be kept before anybody says that it does not exist.
+pub(super) const LOAN_PAGES: u32 = 4096;
 
 /// Where a granted range stands in its batch.
 #[derive(Clone, Copy)]
@@ -26,12 +33,15 @@ impl GrantSlot {
     }
 }
 
-/// The two mappings of a batch. Grants have the protection of their mmap, and
-/// a driver grants what a device only reads read-only.
+/// The two mappings of a batch, or of a part of a large one. Grants have the
+/// protection of their mmap, and a driver grants what a device only reads
+/// read-only.
 #[derive(Default)]
 pub(super) struct Loan {
     read: Option<Box<dyn GrantLoan>>,
     write: Option<Box<dyn GrantLoan>>,
+    /// Where in the batch's lists it begins.
+    from: Mark,
     /// What mapping has cost, if somebody wants to know.
     took: Option<Duration>,
     /// Whose it is.
@@ -47,10 +57,11 @@ struct Share {
 
 impl Loan {
     pub(super) fn segment(&self, slot: GrantSlot) -> Option<Segment> {
-        match slot.access {
-            Access::Read => self.read.as_ref()?.segment(slot.index),
-            Access::Write => self.write.as_ref()?.segment(slot.index),
-        }
+        let (loan, from) = match slot.access {
+            Access::Read => (&self.read, self.from.read),
+            Access::Write => (&self.write, self.from.write),
+        };
+        loan.as_ref()?.segment(slot.index.checked_sub(from)?)
     }
 
     pub(super) fn give_back(self, counters: &Counters, policy: &GrantPolicy) {
@@ -77,28 +88,62 @@ pub(super) struct Lender {
     read: Vec<(GrantAddress, u32)>,
     write: Vec<(GrantAddress, u32)>,
     shares: Vec<Share>,
+    /// Pages of all of it.
+    pages: u32,
+    /// Where loans begin, behind the first.
+    cuts: SmallVec<[Mark; 1]>,
 }
 
-/// A point of a batch to come back to.
-#[derive(Clone, Copy)]
+/// A point of a batch: to come back to, or where a loan begins.
+#[derive(Clone, Copy, Default)]
 pub(super) struct Mark {
     read: usize,
     write: usize,
     shares: usize,
+    pages: u32,
 }
 
 impl Lender {
-    pub(super) fn add(&mut self, grant: GrantAddress, len: u32, access: Access) -> GrantSlot {
+    /// Adds a range to the request that began at `mark`.
+    ///
+    /// # Errors
+    /// [`Fault::LoanTooLarge`]: the request has more pages than a loan.
+    pub(super) fn add(
+        &mut self,
+        mark: Mark,
+        grant: GrantAddress,
+        len: u32,
+        access: Access,
+    ) -> Result<GrantSlot, Fault> {
         let list = match access {
             Access::Read => &mut self.read,
             Access::Write => &mut self.write,
         };
-        list.push((grant, len));
-        GrantSlot {
+        let slot = GrantSlot {
             grant,
             len,
             access,
-            index: list.len() - 1,
+            index: list.len(),
+        };
+        let pages = self.pages.saturating_add(grant.count);
+        if pages.saturating_sub(mark.pages) > LOAN_PAGES {
+            return Err(Fault::LoanTooLarge {
+                address: slot.address(),
+                pages: pages.saturating_sub(mark.pages),
+                most: LOAN_PAGES,
+            });
+        }
+        list.push((grant, len));
+        self.pages = pages;
+        Ok(slot)
+    }
+
+    /// The request that began at `mark` is complete: it has a loan of its own if
+    /// there is no room for it in the one of those before.
+    pub(super) fn close(&mut self, mark: Mark) {
+        let start = self.cuts.last().copied().unwrap_or_default();
+        if self.pages.saturating_sub(start.pages) > LOAN_PAGES {
+            self.cuts.push(mark);
         }
     }
 
@@ -113,6 +158,7 @@ impl Lender {
             read: self.read.len(),
             write: self.write.len(),
             shares: self.shares.len(),
+            pages: self.pages,
         }
     }
 
@@ -120,6 +166,7 @@ impl Lender {
         self.read.truncate(mark.read);
         self.write.truncate(mark.write);
         self.shares.truncate(mark.shares);
+        self.pages = mark.pages;
     }
 
     /// Maps the batch, if it has grants at all; notes the time if `measure`.
@@ -135,19 +182,43 @@ impl Lender {
         let Some(grants) = grants else {
             return Lent::NoGrants;
         };
+        let ends = self.cuts.iter().copied().chain([self.mark()]);
+        let mut from = Mark::default();
+        let parts = ends.map(|to| {
+            let part = self.lend_part(from, to, grants, counters, measure);
+            from = to;
+            part
+        });
+        Lent::Parts(parts.collect())
+    }
+
+    /// Maps what lies between two cuts.
+    fn lend_part(
+        &self,
+        from: Mark,
+        to: Mark,
+        grants: &mut (dyn Grants + '_),
+        counters: &Counters,
+        measure: bool,
+    ) -> Part {
+        let read = self.read.get(from.read..to.read).unwrap_or_default();
+        let write = self.write.get(from.write..to.write).unwrap_or_default();
+        let shares = self.shares.get(from.shares..to.shares);
         let began = measure.then(Instant::now);
-        match borrow(grants, &self.read, &self.write, counters) {
-            Ok(loan) => Lent::Together(Arc::new(Loan {
+        let loan = match borrow(grants, read, write, counters) {
+            Ok(loan) => Some(Arc::new(Loan {
+                from,
                 took: began.map(|began| began.elapsed()),
-                shares: self.shares,
+                shares: shares.unwrap_or_default().into(),
                 ..loan
             })),
             Err(fault) => {
                 counters.loans_split.add(1);
                 tracing::debug!(%fault, "a batch of grants was refused; mapping one by one");
-                Lent::Apart
+                None
             }
-        }
+        };
+        Part { to, loan }
     }
 }
 
@@ -175,10 +246,26 @@ pub(super) enum Lent {
     Nothing,
     /// This guest has no grants.
     NoGrants,
-    /// All by one loan.
-    Together(Arc<Loan>),
-    /// One reference was refused: each request maps its own.
-    Apart,
+    /// By one loan, mostly.
+    Parts(SmallVec<[Part; 1]>),
+}
+
+/// What of a batch was to be mapped together.
+pub(super) struct Part {
+    /// Where it ends.
+    to: Mark,
+    /// Nothing if one reference was refused: each request maps its own.
+    loan: Option<Arc<Loan>>,
+}
+
+impl Part {
+    fn holds(&self, slot: &GrantSlot) -> bool {
+        slot.index
+            < match slot.access {
+                Access::Read => self.to.read,
+                Access::Write => self.to.write,
+            }
+    }
 }
 
 impl Lent {
@@ -194,17 +281,28 @@ impl Lent {
         let Some(first) = slots.first() else {
             return Ok(None);
         };
-        match (self, grants) {
-            (Lent::Nothing, _) => Ok(None),
-            (Lent::Together(loan), _) => Ok(Some(Arc::clone(loan))),
-            (Lent::Apart, Some(grants)) => {
+        let parts = match self {
+            Lent::Nothing => return Ok(None),
+            Lent::NoGrants => &[][..],
+            Lent::Parts(parts) => parts,
+        };
+        // a request is in one part, whole
+        let part = parts.iter().find(|part| part.holds(first));
+        match (part, grants) {
+            (
+                Some(Part {
+                    loan: Some(loan), ..
+                }),
+                _,
+            ) => Ok(Some(Arc::clone(loan))),
+            (Some(_), Some(grants)) => {
                 let mut own = Own::default();
                 for slot in slots {
                     own.add(slot);
                 }
                 own.borrow(grants, counters).map(Some)
             }
-            (Lent::NoGrants, _) | (Lent::Apart, None) => Err(Fault::GrantRefused {
+            (None, _) | (_, None) => Err(Fault::GrantRefused {
                 address: first.address(),
             }),
         }

@@ -40,6 +40,11 @@ use flight::Hold;
 use loans::{GrantSlot, Lender};
 use place::{Place, Placed};
 
+/// The most bytes of a job: no driver that we know asks for more in one request.
+/// With up to 1536 ranges, each of which touches a page more than it fills at
+/// either end, it is a loan at most.
+pub const JOB_BYTES: u64 = 4 << 20;
+
 /// The data path of one queue.
 pub struct Dma {
     kind: Kind,
@@ -106,14 +111,17 @@ impl Dma {
         }
     }
 
-    /// The most bytes that a job may have: more could never be bounced, and
-    /// would have to be. Whoever has more makes several jobs of them, one after
-    /// the other. Without a pool there is no bound: what would have to be
-    /// bounced is refused, however short it is.
+    /// The most bytes that a job may have. Whoever has more makes several jobs of
+    /// them, one after the other.
+    ///
+    /// More than the pool holds could never be bounced; without a pool what would
+    /// have to be bounced is refused, however short it is. More than
+    /// [`JOB_BYTES`] would be one loan, one list of segments and one request of
+    /// an engine that nobody can stop.
     pub fn most(&self, need: Need) -> u64 {
         match (need.pinned || self.pool.forces(), self.pool.bytes()) {
-            (true, bytes @ 1..) => bytes,
-            _ => u64::MAX,
+            (true, bytes @ 1..) => bytes.min(JOB_BYTES),
+            _ => JOB_BYTES,
         }
     }
 

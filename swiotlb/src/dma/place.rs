@@ -6,7 +6,7 @@ use smallvec::SmallVec;
 use super::Dma;
 use super::bounce::{NoRoom, Run, Source};
 use super::flight::{Hold, Job};
-use super::loans::{GrantSlot, Lender};
+use super::loans::{GrantSlot, Lender, Mark};
 use super::policy::{Plan, Way, class_of};
 use crate::fault::{BounceReason, Fault};
 use crate::features::Kind;
@@ -47,18 +47,21 @@ impl Dma {
         plan: &mut Plan<'_>,
     ) -> Result<Placed, Fault> {
         let mut placed = Placed::default();
+        let mark = lender.mark();
         let mut written = 0;
         let mut rest: &[(Range, Access)] = &job.ranges;
         while let Some(&(_, access)) = rest.first() {
             let (run, others) = rest.split_at(run_length(rest, need));
             rest = others;
             let len: u64 = run.iter().map(|(range, _)| u64::from(range.len())).sum();
-            self.place_run(run, access, len, written, need, (lender, plan), &mut placed)?;
+            let batch = (&mut *lender, mark, &mut *plan);
+            self.place_run(run, access, len, written, need, batch, &mut placed)?;
             written += match access {
                 Access::Read => 0,
                 Access::Write => len,
             };
         }
+        lender.close(mark);
         Ok(placed)
     }
 
@@ -70,7 +73,7 @@ impl Dma {
         len: u64,
         before: u64,
         need: Need,
-        (lender, plan): (&mut Lender, &mut Plan<'_>),
+        (lender, mark, plan): (&mut Lender, Mark, &mut Plan<'_>),
         placed: &mut Placed,
     ) -> Result<(), Fault> {
         let mut found: SmallVec<[(Range, Found); 1]> = SmallVec::new();
@@ -119,8 +122,8 @@ impl Dma {
                     placed.holds.push(Hold::Keep(keep));
                 }
                 Found::Granted(grant) => {
-                    pages += grant.count;
-                    let slot = lender.add(grant, range.len(), access);
+                    let slot = lender.add(mark, grant, range.len(), access)?;
+                    pages += grant.count; // a loan's at most
                     placed.places.push(Place::Granted(slot));
                 }
             }

@@ -179,7 +179,11 @@ impl Grants for Pages {
 }
 
 fn paths() -> (Dma, Arc<Ram>, Arc<Log>) {
-    let ram = Ram::new(32);
+    paths_of(32)
+}
+
+fn paths_of(pages: usize) -> (Dma, Arc<Ram>, Arc<Log>) {
+    let ram = Ram::new(pages);
     let log = Arc::new(Log::default());
     let dma = Dma::new(
         Kind::Translated,

@@ -29,11 +29,12 @@ daemon_stop() {
 }
 daemon_gone() { ! grep -q '^State:.[^ZX]' "/proc/$DAEMON/status" 2>/dev/null; }
 
-# status_value FIELD [ARGUMENT…]: FIELD of the only device that `xen-dm status ARGUMENT…` tells of.
+# status_value FIELD [ARGUMENT…]: FIELD of the only device that `xen-dm status ARGUMENT…` tells of. What each port of a
+# console has counted stands before what all have.
 status_value() {
   field=$1
   shift
-  /lab/xen-dm status --json "$@" | sed -nE "s/^ *\"$field\": \"?([^\"]*[^\",])\"?,?\$/\1/p"
+  /lab/xen-dm status --json "$@" | sed -nE "s/^ *\"$field\": \"?([^\"]*[^\",])\"?,?\$/\1/p" | tail -n 1
 }
 
 # What the daemon holds of Xen's: open descriptors, and mappings of guest memory.

@@ -101,10 +101,12 @@ pub(super) fn length(range: Range) -> usize {
 fn fault(range: Range, error: Error) -> Fault {
     let address = range.address();
     match error {
-        Error::NotThere { gfn, .. } | Error::TooHigh { gfn, .. } => Fault::NoTranslation {
-            address,
-            frame: gfn,
-        },
+        Error::NotThere { gfn, .. } | Error::TooHigh { gfn, .. } | Error::TooMany { gfn, .. } => {
+            Fault::NoTranslation {
+                address,
+                frame: gfn,
+            }
+        }
         Error::NoRange { .. } => Fault::AddressOverflow {
             address,
             len: range.len(),

@@ -88,13 +88,14 @@ impl GuestSections {
                 check_entry(entry, device)
                     .map_err(|message| BadValue::new(["guest", guest, "virtio", entry], message))?;
                 let kind = device.kind().name;
+                let below = ["guest", guest, "virtio", entry, kind];
                 device.clone().validate().map_err(|error| {
-                    BadValue::new(["guest", guest, "virtio", entry, kind, error.key()], error)
+                    BadValue::new(below.into_iter().chain(error.key().split('.')), &error)
                 })?;
                 // whoever reads the file may run anywhere
                 if let Some((key, path)) = device.paths().find(|(_, path)| !path.is_absolute()) {
                     let message = format!("{} is no absolute path", path.display());
-                    let keys = ["guest", guest, "virtio", entry, kind, key];
+                    let keys = below.into_iter().chain(key.split('.'));
                     return Err(BadValue::new(keys, message));
                 }
             }
@@ -102,15 +103,16 @@ impl GuestSections {
         Ok(())
     }
 
-    pub(super) fn find(&self, name: &str, uuid: Option<&str>) -> Option<&GuestOverrides> {
+    /// The section of a guest, and its key.
+    pub(super) fn find(
+        &self,
+        name: &str,
+        uuid: Option<&str>,
+    ) -> Option<(&String, &GuestOverrides)> {
         let is_uuid = |key: &String| uuid.is_some_and(|uuid| key.eq_ignore_ascii_case(uuid));
-        let by_uuid = self
-            .0
-            .iter()
-            .find(|(key, _)| is_uuid(key))
-            .map(|(_, section)| section);
+        let by_uuid = self.0.iter().find(|(key, _)| is_uuid(key));
         by_uuid
-            .or_else(|| self.0.get(name))
+            .or_else(|| self.0.get_key_value(name))
             .or_else(|| pattern::best(&self.0, name))
     }
 }
@@ -182,12 +184,21 @@ impl GuestOverrides {
     /// number goes before its type, and that before patterns of types.
     #[must_use]
     pub fn virtio(&self, devid: u32, announced: DeviceType) -> Option<&DeviceConfig> {
+        self.entry(devid, announced).map(|(_, device)| device)
+    }
+
+    /// The same, and its key.
+    pub(super) fn entry(
+        &self,
+        devid: u32,
+        announced: DeviceType,
+    ) -> Option<(&String, &DeviceConfig)> {
         let announced = VirtioType(announced);
         let is_type = |key: &String| VirtioType::parse_short(key) == Some(announced);
         let by_type = self.virtio.iter().find(|(key, _)| is_type(key));
         self.virtio
-            .get(&devid.to_string())
-            .or(by_type.map(|(_, device)| device))
+            .get_key_value(&devid.to_string())
+            .or(by_type)
             .or_else(|| pattern::best(&self.virtio, &announced.to_string()))
     }
 }

@@ -16,16 +16,19 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use devices::registry::KINDS;
+use devices::virtio::DeviceType;
 use serde::Deserialize;
 use serde_path_to_error::Segment;
 use thiserror::Error;
-use toml::de::DeTable;
+use toml::de::{DeTable, DeValue};
 use xen::DomId;
 
 pub use data::{GrantedData, PoolOptions};
 pub use guests::{DiskOverrides, GuestOverrides, GuestSections};
 
 use crate::guest::EventMode;
+use crate::words::{self, in_words};
 
 /// Where recorded servers and the lock are, if nothing else is said.
 pub const STATE_DIR: &str = "/run/xen-dm";
@@ -176,8 +179,7 @@ impl Config {
     pub fn parse(path: &Path, text: &str) -> Result<Config, ConfigError> {
         let refused = |span: Option<Range<usize>>, key: String, message: &str| {
             let line = line_of(text, span.map_or(0, |span| span.start));
-            // an unknown key comes with the long list of known ones
-            let message = message.trim().replace('\n', " ");
+            let message = message.to_owned();
             ConfigError::Refused {
                 path: path.to_owned(),
                 line,
@@ -186,11 +188,12 @@ impl Config {
             }
         };
         let document = toml::Deserializer::parse(text)
-            .map_err(|error| refused(error.span(), String::new(), error.message()))?;
+            .map_err(|error| refused(error.span(), String::new(), &in_words(error.message())))?;
         let config: Config = serde_path_to_error::deserialize(document).map_err(|error| {
-            let key = key_of(error.path());
+            let (key, keys) = (key_of(error.path()), keys_of(error.path()));
             let error = error.into_inner();
-            refused(error.span(), key, error.message())
+            let words = explained(text, &keys, &error);
+            refused(error.span(), key, &words)
         })?;
         config.check().map_err(|bad| {
             let key = bad.keys.iter().map(|key| quoted(key));
@@ -260,8 +263,63 @@ impl Config {
     /// that are no wildcard. One section applies; they do not add up.
     #[must_use]
     pub fn guest(&self, name: &str, uuid: Option<&str>) -> GuestOverrides {
-        self.guest.find(name, uuid).cloned().unwrap_or_default()
+        let found = self.guest.find(name, uuid);
+        found
+            .map(|(_, section)| section.clone())
+            .unwrap_or_default()
     }
+
+    /// The section that says what is behind a device of `virtio = [ ... ]`, as
+    /// it is headed: it may be for others, too.
+    #[must_use]
+    pub fn section_of(
+        &self,
+        name: &str,
+        uuid: Option<&str>,
+        devid: u32,
+        announced: DeviceType,
+    ) -> Option<String> {
+        let (guest, section) = self.guest.find(name, uuid)?;
+        let (entry, device) = section.entry(devid, announced)?;
+        let (guest, entry, kind) = (quoted(guest), quoted(entry), device.kind().name);
+        Some(format!("[guest.{guest}.virtio.{entry}.{kind}]"))
+    }
+}
+
+/// What is wrong with the value under some keys.
+fn explained(text: &str, keys: &[String], error: &toml::de::Error) -> String {
+    let message = error.message();
+    let choice = ["wanted string or table", "wanted exactly 1 element"];
+    let is_choice = choice.iter().any(|start| message.starts_with(start));
+    if let [top, guest, devices, entry, below @ ..] = keys
+        && top == "guest"
+        && devices == "virtio"
+        && (is_choice && below.is_empty() || message.ends_with("expected newtype variant"))
+    {
+        let kinds: Vec<&str> = KINDS.iter().map(|kind| kind.name).collect();
+        let (guest, entry, kinds) = (quoted(guest), quoted(entry), kinds.join(", "));
+        return format!(
+            "wants one table, [guest.{guest}.virtio.{entry}.KIND] with the device's keys, and KIND \
+             one of {kinds}"
+        );
+    }
+    match is_choice.then(|| words_for(text, error.span()?)).flatten() {
+        Some(words) => format!("wants one of {words}, in quotation marks"),
+        None => in_words(message),
+    }
+}
+
+/// The words that could stand at a place of the text: a word that is none has
+/// them told.
+fn words_for(text: &str, place: Range<usize>) -> Option<String> {
+    let mut text = text.to_owned();
+    // it is of another text if it does not fit
+    text.get(place.clone())?;
+    text.replace_range(place, "\"?\"");
+    let error = toml::from_str::<Config>(&text).err()?;
+    let told = error.message();
+    told.starts_with("unknown variant `?`")
+        .then(|| words::listed(told))?
 }
 
 /// The line that a byte of the text is on, from 1.
@@ -281,8 +339,12 @@ fn place_of(text: &str, keys: &[String]) -> Option<Range<usize>> {
     let (first, rest) = keys.split_first()?;
     let mut value = document.get_ref().get(first.as_str())?;
     for key in rest {
-        let below = value.get_ref().as_table();
-        match below.and_then(|table| table.get(key.as_str())) {
+        let below = match value.get_ref() {
+            DeValue::Table(table) => table.get(key.as_str()),
+            DeValue::Array(list) => key.parse().ok().and_then(|at: usize| list.get(at)),
+            _ => None,
+        };
+        match below {
             Some(below) => value = below,
             None => break,
         }
@@ -292,16 +354,19 @@ fn place_of(text: &str, keys: &[String]) -> Option<Range<usize>> {
 
 /// The key in the file's own spelling.
 fn key_of(path: &serde_path_to_error::Path) -> String {
-    let keys: Vec<String> = path
-        .iter()
+    let keys: Vec<String> = keys_of(path).iter().map(|key| quoted(key)).collect();
+    keys.join(".")
+}
+
+fn keys_of(path: &serde_path_to_error::Path) -> Vec<String> {
+    path.iter()
         .filter_map(|segment| match segment {
-            Segment::Map { key } => Some(quoted(key)),
+            Segment::Map { key } => Some(key.clone()),
             Segment::Seq { index } => Some(index.to_string()),
             Segment::Enum { variant } => Some(variant.clone()),
             _ => None,
         })
-        .collect();
-    keys.join(".")
+        .collect()
 }
 
 /// A key as TOML wants it: in quotes unless it is a bare one.

@@ -2,14 +2,13 @@
 
 use std::collections::BTreeMap;
 
-/// The value under the pattern that matches `text` and has the most characters
+/// The pattern, with its value, that matches `text` and has the most characters
 /// that are no wildcard; the first of equals in the order of the keys.
-pub(super) fn best<'a, T>(map: &'a BTreeMap<String, T>, text: &str) -> Option<&'a T> {
+pub(super) fn best<'a, T>(map: &'a BTreeMap<String, T>, text: &str) -> Option<(&'a String, &'a T)> {
     let patterns = map.iter().filter(|(key, _)| matches(key, text));
     patterns
         .rev()
         .max_by_key(|(key, _)| key.chars().filter(|c| !is_wildcard(*c)).count())
-        .map(|(_, value)| value)
 }
 
 /// Whether a name is a pattern.

@@ -1,3 +1,5 @@
+mod types;
+
 use devices::registry::DeviceConfig;
 use devices::virtio::DeviceType;
 

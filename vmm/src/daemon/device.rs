@@ -38,7 +38,14 @@ impl Daemon {
         let phase = served.map(|device| device.phase);
         match (phase, life) {
             // it is looked at again when it is gone
-            (Some(Phase::Removing), _) | (Some(Phase::Served), Life::Wanted) => Ok(()),
+            (Some(Phase::Removing), _) => Ok(()),
+            (Some(Phase::Served), Life::Wanted) => {
+                // somebody has touched its nodes, maybe its state
+                if let Some(device) = self.served_device(place) {
+                    device.is_told = false;
+                }
+                Ok(())
+            }
             // all nodes are gone, and nobody has removed them
             (Some(Phase::Served), Life::Gone) if self.is_forgotten(place.domid)? => Ok(()),
             // new: the toolstack has written another one in its place
@@ -117,15 +124,8 @@ impl Daemon {
         let mapping = self.mapping_of(place.domid, info)?;
         // what it starts of its own tells of itself by this name
         let span = tracing::info_span!("device", id = %place.key);
-        let device = match span.in_scope(|| spec.device.clone().open()) {
-            Err(OpenError::Blk(ImageError::InUse { path })) => {
-                return Err(match self.user_of(&spec) {
-                    Some(user) => AttachError::Shared { image: path, user },
-                    None => OpenError::Blk(ImageError::InUse { path }).into(),
-                });
-            }
-            other => other?,
-        };
+        let device = span.in_scope(|| spec.device.clone().open());
+        let device = device.map_err(|error| self.not_opened(&spec, error))?;
         let slot = DeviceSlot {
             id: place.key.clone(),
             base: spec.base,
@@ -205,6 +205,27 @@ impl Daemon {
         Ok(())
     }
 
+    /// Tells the toolstack that a device's driver is up, if it does not know.
+    pub(super) fn tell_connected(&mut self, place: &Place) -> Result<(), XenstoreError> {
+        if self
+            .served_device(place)
+            .is_none_or(|device| device.is_told)
+        {
+            return Ok(());
+        }
+        tracing::debug!(device = %place.key, "telling that the driver is up");
+        self.tell(place, XenbusState::Connected)?;
+        if let Some(device) = self.served_device(place) {
+            device.is_told = true;
+        }
+        Ok(())
+    }
+
+    fn served_device(&mut self, place: &Place) -> Option<&mut ServedDevice> {
+        let served = self.guests.get_mut(&place.domid)?;
+        served.devices.get_mut(&place.key)
+    }
+
     fn clear_error(&self, place: &Place) -> Result<(), XenstoreError> {
         match self.is_given(place) {
             true => Ok(()),
@@ -212,12 +233,36 @@ impl Daemon {
         }
     }
 
-    /// Which of our devices has the image of `spec`.
-    fn user_of(&self, spec: &SlotSpec) -> Option<String> {
-        let image = FileId::of(spec.image()?)?;
+    /// What there is to say of a device that could not be opened: one of ours
+    /// may have what it stands on.
+    fn not_opened(&self, spec: &SlotSpec, error: OpenError) -> AttachError {
+        let image = || FileId::of(spec.image()?);
+        let error = match (error, image()) {
+            (OpenError::Blk(ImageError::InUse { path: image }), Some(id)) => {
+                match self.user_of(|device| device.image == Some(id)) {
+                    Some(user) => AttachError::Shared { image, user },
+                    None => OpenError::Blk(ImageError::InUse { path: image }).into(),
+                }
+            }
+            (error, _) => error.into(),
+        };
+        let section = spec.section.as_ref();
+        let user = self.user_of(|device| section.is_some() && device.section.as_ref() == section);
+        match (user, section) {
+            (Some(user), Some(section)) => AttachError::SameSection {
+                section: section.clone(),
+                user,
+                source: Box::new(error),
+            },
+            _ => error,
+        }
+    }
+
+    /// Which of our devices is a certain one.
+    fn user_of(&self, is_it: impl Fn(&ServedDevice) -> bool) -> Option<String> {
         self.guests.iter().find_map(|(domid, served)| {
             let mut devices = served.devices.iter();
-            let (key, _) = devices.find(|(_, device)| device.image == Some(image))?;
+            let (key, _) = devices.find(|(_, device)| is_it(device))?;
             Some(format!(
                 "{key} of guest {} (domain {domid})",
                 served.info.name

@@ -114,6 +114,21 @@ pub(super) enum AttachError {
         /// Guest and device that have it.
         user: String,
     },
+    /// What the device stands on is not to be had, and another device of ours
+    /// is described by the same section.
+    #[error(
+        "{section} is for {user}, too, which has what it names: a path, a tap or a socket that one \
+         device alone can have wants a section of that device's own"
+    )]
+    SameSection {
+        /// As it is headed.
+        section: String,
+        /// Guest and device that are served by it.
+        user: String,
+        /// Why it is not to be had.
+        #[source]
+        source: Box<AttachError>,
+    },
     /// What the device stands on is not to be had.
     #[error(transparent)]
     Open(#[from] OpenError),
@@ -142,6 +157,7 @@ impl AttachError {
             AttachError::Node(_) | AttachError::Spec(_) => libc::EINVAL,
             AttachError::Shared { .. }
             | AttachError::Open(OpenError::Blk(ImageError::InUse { .. })) => libc::EBUSY,
+            AttachError::SameSection { source, .. } => source.errno(),
             other => system_errno(other).unwrap_or(libc::EINVAL),
         }
     }

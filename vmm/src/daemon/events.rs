@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use xen::DomId;
-use xen::xenstore::{Error as XenstoreError, Event, WatchEvent, XenbusState};
+use xen::xenstore::{Error as XenstoreError, Event, WatchEvent};
 
 use super::served::ServedDevice;
 use super::{Daemon, RETRY};
@@ -185,8 +185,7 @@ impl Daemon {
                 if let Some((1, _)) = device(&key, |device| device.starts += 1) {
                     tracing::info!(device = %key, "the driver is up");
                 }
-                let place = Place { domid, key };
-                self.tell(&place, XenbusState::Connected)?;
+                self.tell_connected(&Place { domid, key })?;
             }
             GuestEvent::DriverReset(key) => tracing::debug!(device = %key, "the driver left"),
             GuestEvent::NeedsReset(key) => {

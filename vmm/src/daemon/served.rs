@@ -46,11 +46,17 @@ pub(super) struct ServedDevice {
     pub format: Option<Format>,
     /// Which file its image is.
     pub image: Option<FileId>,
+    /// The section of the configuration that says what is behind it.
+    pub section: Option<String>,
     /// How far it is.
     pub phase: Phase,
     /// How often its driver came up. A guest can repeat that at will, so only
     /// the first time is worth a line in the log.
     pub starts: u64,
+    /// The toolstack was told that the driver is up, and nobody has touched the
+    /// device's nodes since. A guest can have its driver come up at will, and
+    /// each word to the toolstack is a transaction.
+    pub is_told: bool,
     /// How often it broke.
     pub failures: u64,
 }
@@ -64,8 +70,10 @@ impl ServedDevice {
             path: spec.image().map(Path::to_owned),
             format: spec.format(),
             image,
+            section: spec.section.clone(),
             phase: Phase::Served,
             starts: 0,
+            is_told: false,
             failures: 0,
         }
     }

@@ -24,11 +24,24 @@ pub enum GuestEvent {
     Failed(GuestError),
 }
 
+impl GuestEvent {
+    /// Whether `later`, of the same device, says all that this one says.
+    fn is_outdone_by(&self, later: &GuestEvent) -> bool {
+        match (self, later) {
+            (GuestEvent::DriverUp(own), GuestEvent::DriverUp(key))
+            | (GuestEvent::DriverReset(own), GuestEvent::DriverReset(key))
+            | (GuestEvent::NeedsReset(own), GuestEvent::NeedsReset(key)) => own == key,
+            _ => false,
+        }
+    }
+}
+
 /// Most events that wait for a control plane that does not fetch them.
 const LIMIT: usize = 4096;
 
 /// Where events wait for the control plane. A guest can cause them at will
-/// (a driver that resets again and again), so their number is bounded.
+/// (a driver that resets again and again), so there is one of a kind for each
+/// device, the last, and their number is bounded.
 #[derive(Clone)]
 pub(super) struct Outbox {
     events: Arc<Mutex<VecDeque<GuestEvent>>>,
@@ -46,6 +59,12 @@ impl Outbox {
     /// Leaves an event and rings.
     pub(super) fn post(&self, event: GuestEvent) {
         let mut events = self.events.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(older) = events.iter().position(|old| old.is_outdone_by(&event)) {
+            // whoever is to take that one has been woken
+            events.remove(older);
+            events.push_back(event);
+            return;
+        }
         // what the control plane waits for is never dropped
         let dispensable = |event: &GuestEvent| !matches!(event, GuestEvent::Removed(_));
         if events.len() >= LIMIT && dispensable(&event) {
@@ -73,6 +92,37 @@ mod tests {
     use vmm_sys_util::eventfd::EFD_NONBLOCK;
 
     use super::*;
+    use xen::DomId;
+
+    #[test]
+    fn of_a_driver_that_comes_and_goes_the_last_is_kept_for_each_device() {
+        let wake = EventFd::new(EFD_NONBLOCK).unwrap();
+        let outbox = Outbox::new(wake.try_clone().unwrap());
+        let [one, other] = [1, 2].map(|number| DeviceKey::new("virtio_disk", number));
+
+        outbox.post(GuestEvent::DriverUp(other.clone()));
+        for _ in 0..100 {
+            outbox.post(GuestEvent::DriverUp(one.clone()));
+            outbox.post(GuestEvent::NeedsReset(one.clone()));
+            outbox.post(GuestEvent::DriverReset(one.clone()));
+        }
+        outbox.post(GuestEvent::DriverUp(one.clone()));
+        let woken = wake.read().unwrap();
+        let events = outbox.drain();
+        outbox.post(GuestEvent::DriverUp(one.clone()));
+
+        assert!(
+            matches!(&events[..], [
+                GuestEvent::DriverUp(first),
+                GuestEvent::NeedsReset(broken),
+                GuestEvent::DriverReset(left),
+                GuestEvent::DriverUp(last),
+            ] if *first == other && [broken, left, last] == [&one; 3]),
+            "{events:?}"
+        );
+        assert_eq!(woken, 4);
+        assert_eq!(wake.read().unwrap(), 1, "one that comes later rings again");
+    }
 
     #[test]
     fn a_guest_cannot_fill_the_outbox_and_removals_are_kept() {
@@ -82,7 +132,7 @@ mod tests {
 
         outbox.post(GuestEvent::Removed(key.clone()));
         for _ in 0..2 * LIMIT {
-            outbox.post(GuestEvent::DriverUp(key.clone()));
+            outbox.post(GuestEvent::Failed(GuestError::Ended(DomId(1))));
         }
         outbox.post(GuestEvent::Removed(key.clone()));
         let events = outbox.drain();

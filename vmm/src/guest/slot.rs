@@ -6,6 +6,7 @@
 use std::os::fd::BorrowedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
+use std::sync::mpsc::channel;
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
@@ -348,9 +349,10 @@ impl Slot {
         catch_unwind(AssertUnwindSafe(|| device.statistics())).unwrap_or_default()
     }
 
-    /// Lets go of the device although a queue of it does not stop: its thread
-    /// and what it holds of the guest's stay until the process ends. Dropping
-    /// the device would wait for that thread.
+    /// Lets go of the device although a queue of it does not stop: a thread of
+    /// its own waits for that and drops it then, with what it holds of the
+    /// guest's and of the host's, an image and its lock. Without such a thread
+    /// that is when the process ends.
     pub(super) fn abandon(mut self) -> DeviceKey {
         let _entered = self.span.clone().entered();
         tracing::error!(queues = ?self.transport.stopping(), "queues did not stop; given up");
@@ -358,7 +360,31 @@ impl Slot {
         // answered by their own drop
         self.waiting.clear();
         let id = self.id.clone();
-        std::mem::forget(self);
+        let since = Instant::now();
+        // handed over when there is somebody who takes it: what a thread that
+        // cannot be started was to have is dropped here, which would wait
+        let (sender, receiver) = channel::<Slot>();
+        let reaper = std::thread::Builder::new().name("stuck-device".into());
+        let work = move || {
+            let Ok(slot) = receiver.recv() else { return };
+            let _entered = slot.span.clone().entered();
+            drop(slot);
+            let seconds = since.elapsed().as_secs_f32();
+            tracing::warn!(
+                seconds,
+                "the queues that were given up have stopped at last"
+            );
+        };
+        match reaper.spawn(work) {
+            Ok(_) => {
+                // taken as soon as it runs
+                let _ = sender.send(self);
+            }
+            Err(error) => {
+                tracing::error!(%error, "no thread to wait for them; the device stays");
+                std::mem::forget(self);
+            }
+        }
         id
     }
 }

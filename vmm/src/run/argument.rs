@@ -8,6 +8,7 @@ use thiserror::Error;
 
 use super::text::{Text, number, truth};
 use crate::guest::SLOT_SIZE;
+use crate::words::in_words;
 
 /// A device, and where its user wants it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -153,7 +154,7 @@ impl DeviceArgument {
         )
         .map_err(|error: serde::de::value::Error| ArgumentError::Refused {
             key: track.path().to_string(),
-            message: error.to_string(),
+            message: in_words(&error.to_string()),
         })?;
         Ok(DeviceArgument {
             device: config.validate()?,

@@ -119,6 +119,7 @@ pub fn scope(
             }
         }
         specs.push(SlotSpec {
+            section: None,
             base,
             irq: line,
             grants: argument.grants.unwrap_or(grants),

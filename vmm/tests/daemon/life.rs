@@ -38,6 +38,34 @@ fn a_disk_goes_through_its_states_from_creation_to_removal() {
 }
 
 #[test]
+fn a_driver_that_comes_and_goes_is_told_once_until_somebody_touches_the_nodes() {
+    let bench = Bench::new();
+    let daemon = bench.daemon();
+    let guest = bench.guest("web");
+    let disk = bench.disk(&guest, 0);
+    bench.attach(&disk);
+    let come_and_go = || {
+        let before = daemon.log.count("the driver left");
+        guest.with_driver(&disk, |disk| disk.sectors());
+        until("the daemon knows", || {
+            daemon.log.count("the driver left") > before
+        });
+    };
+
+    (0..10).for_each(|_| come_and_go());
+    let told = daemon.log.count("telling that the driver is up");
+    let state = format!("{}/state", disk.id().backend_path());
+    bench.machine.store().write(&state, "2").unwrap();
+
+    // its own word is a touch, too, after which it makes sure
+    assert!((1..=2).contains(&told), "{told} transactions");
+    until("the state is mended", || {
+        come_and_go();
+        bench.state(&disk).as_deref() == Some("4")
+    });
+}
+
+#[test]
 fn what_a_guest_writes_is_in_the_image_when_its_disk_is_closed() {
     let bench = Bench::new();
     let _daemon = bench.daemon();

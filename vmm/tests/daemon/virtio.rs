@@ -9,6 +9,7 @@ use crate::bench::{Bench, LONG, Running, TestGuest, until};
 const NO_DEVICE: u64 = 0;
 const NETWORK: u32 = 1;
 const BLOCK: u32 = 2;
+const CONSOLE: u32 = 3;
 const ENTROPY: u32 = 4;
 
 /// A guest `web`, with `toml` in force.
@@ -191,4 +192,46 @@ fn a_device_is_served_on_when_xenstored_is_restarted() {
     until("the toolstack is told", || {
         bench.state(&device).as_deref() == Some("4")
     });
+}
+
+#[test]
+fn the_second_guest_of_a_pattern_is_told_which_one_has_what_it_names() {
+    let bench = Bench::new();
+    let (socket, image) = (bench.path("console"), bench.image("one.img", 1 << 20));
+    let daemon = bench.daemon_with(bench.options(&format!(
+        "[guest.\"web-*\".virtio.\"device*\".console]\nbackend = \"socket\"\npath = {socket:?}\n\
+         [guest.\"db-*\".virtio.0.blk]\npath = {image:?}\n"
+    )));
+    let refused = |kind: u32, names: [&str; 2]| {
+        let [first, second] = names.map(|name| bench.guest(name));
+        let device = VirtioDevice::new(first.id(), 0, 0, kind);
+        bench.toolstack.add(&device).unwrap();
+        bench.wait(&device, XenbusState::InitWait);
+        let device = VirtioDevice::new(second.id(), 0, 0, kind);
+        bench.toolstack.add(&device).unwrap();
+        bench.error(&device)
+    };
+
+    let console = refused(CONSOLE, ["web-1", "web-2"]);
+    let disk = refused(BLOCK, ["db-1", "db-2"]);
+
+    for (error, section, user, cause) in [
+        (
+            console,
+            "[guest.\"web-*\".virtio.\"device*\".console]",
+            "web-1",
+            "somebody else listens on",
+        ),
+        (
+            disk,
+            "[guest.\"db-*\".virtio.0.blk]",
+            "db-1",
+            "is in use by",
+        ),
+    ] {
+        let told = format!("{section} is for virtio/0 of guest {user} (domain ");
+        assert!(error.contains(&told), "{error}");
+        assert!(error.contains(cause), "{error}");
+    }
+    assert_eq!(daemon.log.count("not served"), 2);
 }

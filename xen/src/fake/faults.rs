@@ -13,6 +13,8 @@ pub enum Call {
     Version,
     /// `XENMEM_maximum_gpfn`.
     MaximumGpfn,
+    /// `XENMEM_maximum_reservation`.
+    MaximumReservation,
     /// `IOCTL_PRIVCMD_DM_OP`.
     DmOp,
     /// `IOCTL_PRIVCMD_MMAP_RESOURCE`.
@@ -68,6 +70,7 @@ impl Call {
             Call::Features
             | Call::Version
             | Call::MaximumGpfn
+            | Call::MaximumReservation
             | Call::DmOp
             | Call::MmapResource
             | Call::MmapBatch

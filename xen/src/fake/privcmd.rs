@@ -79,6 +79,16 @@ impl PrivcmdFile {
         })
     }
 
+    /// How many pages a domain may have.
+    ///
+    /// # Errors
+    /// As [`PrivcmdFile::maximum_gpfn`].
+    pub(crate) fn maximum_reservation(&self, dom: DomId) -> io::Result<u64> {
+        self.hypercall(Call::MaximumReservation, |world| {
+            world.domain(dom).map(|domain| domain.ram.frames())
+        })
+    }
+
     /// One device-model operation; `bufs[0]` is `struct xen_dm_op`.
     ///
     /// # Errors

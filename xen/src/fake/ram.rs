@@ -113,6 +113,11 @@ impl Ram {
             .unwrap_or(0)
     }
 
+    /// Frames that can be RAM (`XENMEM_maximum_reservation`).
+    pub(super) fn frames(&self) -> u64 {
+        self.banks.iter().map(|(bank, _)| bank.frames).sum()
+    }
+
     /// Takes the page away from `gfn`; `false` when none was there.
     pub(super) fn release(&mut self, gfn: u64) -> bool {
         let present = self.offset(gfn).is_some();

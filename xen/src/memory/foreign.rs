@@ -21,6 +21,36 @@ const LAST_FRAME: u64 = (1 << (52 - PAGE_SHIFT)) - 1;
 /// a guest's second RAM bank on Arm (`xen/include/public/arch-arm.h`).
 const ASSUMED_HIGHEST: u64 = (1 << (40 - PAGE_SHIFT)) - 1;
 
+/// What a guest is taken to have where Xen may not be asked: 64 GiB. The process
+/// is then for this guest alone.
+const ASSUMED_FRAMES: u64 = 1 << (36 - PAGE_SHIFT);
+/// Frames of a chunk: 2 MiB.
+const CHUNK_FRAMES: u64 = 512;
+/// Mappings that a generation may have beyond one for each chunk: of chunks at
+/// the ends of banks, and of pages that came back later.
+const SLACK: u64 = 256;
+/// Mappings that requests in flight may hold of generations of before, beyond
+/// another whole one: a guest that balloons starts a generation with each page.
+const HELD: u64 = 2048;
+
+/// The most mappings that a guest of `bytes` has in this process for its data,
+/// reached by chunks. The kernel lets a process have so many
+/// (`vm.max_map_count`), and all guests share them.
+#[must_use]
+pub fn most_mappings(bytes: u64) -> u64 {
+    most_of(budget(bytes >> PAGE_SHIFT))
+}
+
+/// Mappings of one generation.
+fn budget(frames: u64) -> u64 {
+    frames.div_ceil(CHUNK_FRAMES).saturating_add(SLACK)
+}
+
+/// Mappings of all generations together.
+fn most_of(budget: u64) -> u64 {
+    budget.saturating_mul(2).saturating_add(HELD)
+}
+
 /// What every generation of a guest's memory knows.
 #[derive(Debug)]
 pub(super) struct Guest {
@@ -28,6 +58,10 @@ pub(super) struct Guest {
     dom: DomId,
     /// Highest frame when last asked for.
     highest: AtomicU64,
+    /// Mappings that a generation is worth, of as many pages as Xen said last.
+    budget: AtomicU64,
+    /// Mappings of all generations that there are.
+    mappings: AtomicU64,
 }
 
 impl Guest {
@@ -69,6 +103,55 @@ impl Guest {
         };
         self.highest.store(highest, Ordering::Relaxed);
         Ok(highest)
+    }
+
+    /// Asks how many pages the guest may have.
+    fn ask_size(&self) {
+        let frames = match self.privcmd.maximum_reservation(self.dom) {
+            // dom0's is all that a word can say
+            Ok(frames) => frames.min(self.highest().saturating_add(1)),
+            Err(privcmd::Error::Restricted { .. }) => ASSUMED_FRAMES,
+            Err(error) => {
+                tracing::debug!(dom = %self.dom, %error, "size unknown; as before");
+                return;
+            }
+        };
+        self.budget.store(budget(frames), Ordering::Relaxed);
+    }
+
+    /// Whether a generation of so many mappings is to be followed by one that
+    /// has its chunks whole.
+    pub(super) fn is_crowded(&self, mappings: u64) -> bool {
+        mappings >= self.budget.load(Ordering::Relaxed)
+    }
+
+    /// Mappings of all generations that there are.
+    pub(super) fn mappings(&self) -> u64 {
+        self.mappings.load(Ordering::Relaxed)
+    }
+
+    /// Counts a mapping of a generation.
+    pub(super) fn count(&self) {
+        self.mappings.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// So many mappings of a generation are gone.
+    pub(super) fn uncount(&self, mappings: u64) {
+        self.mappings.fetch_sub(mappings, Ordering::Relaxed);
+    }
+
+    /// Maps frames that follow each other for a generation, which counts it if
+    /// it keeps it.
+    pub(super) fn map_more(&self, first: u64, count: usize) -> Result<ForeignPages, Error> {
+        let most = most_of(self.budget.load(Ordering::Relaxed));
+        if self.mappings() >= most {
+            return Err(Error::TooMany {
+                dom: self.dom,
+                gfn: first,
+                most,
+            });
+        }
+        self.map(first, count, true)
     }
 
     /// The highest frame that the guest had when last asked for.
@@ -156,8 +239,11 @@ impl ForeignRam {
             privcmd: privcmd.clone(),
             dom,
             highest: AtomicU64::new(0),
+            budget: AtomicU64::new(budget(ASSUMED_FRAMES)),
+            mappings: AtomicU64::new(0),
         });
         guest.ask()?;
+        guest.ask_size();
         Ok(ForeignRam {
             current: Mutex::new(Views::new(&guest, 0)),
             guest,
@@ -173,8 +259,28 @@ impl ForeignRam {
 
     /// The current generation. What is reached through it stays mapped for as
     /// long as the caller keeps it, even when memory has left the guest.
+    ///
+    /// Pages that come one by one are a mapping each: a generation with more of
+    /// them than it is worth is followed by one that maps their chunks whole.
     #[must_use]
     pub fn current(&self) -> Arc<Generation> {
+        let chunks = Arc::clone(&self.views().chunks);
+        match self.guest.is_crowded(chunks.mappings()) {
+            false => chunks,
+            true => self.after(&chunks),
+        }
+    }
+
+    /// The generation that follows a crowded one.
+    #[cold]
+    fn after(&self, crowded: &Generation) -> Arc<Generation> {
+        // its user may have given it more memory
+        self.guest.ask_size();
+        if self.guest.is_crowded(crowded.mappings()) {
+            let mappings = crowded.mappings();
+            tracing::debug!(dom = %self.guest.dom, mappings, "mapped in pieces; a new generation");
+            self.renew(crowded.number());
+        }
         Arc::clone(&self.views().chunks)
     }
 

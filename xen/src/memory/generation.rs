@@ -5,6 +5,7 @@
 //! under one.
 
 use std::iter::FusedIterator;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use vm_memory::bitmap::BS;
@@ -48,6 +49,8 @@ pub struct Generation {
     guest: Arc<Guest>,
     number: u64,
     groups: [OnceLock<Group>; GROUPS],
+    /// Chunks and late pages that are mapped, each a mapping of the kernel's.
+    mappings: AtomicU64,
     /// Held while a chunk or a late page is being mapped.
     mapping: Mutex<()>,
 }
@@ -58,6 +61,7 @@ impl Generation {
             guest,
             number,
             groups: [const { OnceLock::new() }; GROUPS],
+            mappings: AtomicU64::new(0),
             mapping: Mutex::new(()),
         }
     }
@@ -66,6 +70,16 @@ impl Generation {
     #[must_use]
     pub fn number(&self) -> u64 {
         self.number
+    }
+
+    /// Mappings that it consists of.
+    pub(super) fn mappings(&self) -> u64 {
+        self.mappings.load(Ordering::Relaxed)
+    }
+
+    fn count(&self) {
+        self.mappings.fetch_add(1, Ordering::Relaxed);
+        self.guest.count();
     }
 
     /// The memory of a range, as slices in order; chunks are mapped on the
@@ -128,13 +142,14 @@ impl Generation {
             return Ok(chunk);
         }
         let first = gfn & !(CHUNK_FRAMES as u64 - 1);
-        let pages = self.guest.map(first, CHUNK_FRAMES, true)?;
+        let pages = self.guest.map_more(first, CHUNK_FRAMES)?;
         if pages.is_void() {
             // No memory at all: nothing of it is kept, so that a guest cannot
             // have us collect empty chunks.
             return Err(self.not_there(&pages, first, in_chunk(gfn << PAGE_SHIFT) / PAGE_SIZE));
         }
         let cell = self.cell(gfn).ok_or_else(|| self.no_page(gfn))?;
+        self.count();
         Ok(cell.get_or_init(|| Chunk {
             pages,
             late: OnceLock::new(),
@@ -156,7 +171,7 @@ impl Generation {
         if let Some(page) = found() {
             return Ok(page);
         }
-        let page = self.guest.map(gfn, 1, true)?;
+        let page = self.guest.map_more(gfn, 1)?;
         if !page.is_complete() {
             return Err(self.not_there(&page, gfn, 0));
         }
@@ -164,6 +179,7 @@ impl Generation {
             .late
             .get_or_init(|| (0..CHUNK_FRAMES).map(|_| OnceLock::new()).collect());
         let cell = late.get(index).ok_or_else(|| self.no_page(gfn))?;
+        self.count();
         Ok(cell.get_or_init(|| page))
     }
 
@@ -205,6 +221,13 @@ impl Generation {
             .get(place.section)?
             .get_or_init(|| (0..SECTION_CHUNKS).map(|_| OnceLock::new()).collect());
         chunks.get(place.chunk)
+    }
+}
+
+impl Drop for Generation {
+    /// What it consists of goes right after.
+    fn drop(&mut self) {
+        self.guest.uncount(self.mappings());
     }
 }
 

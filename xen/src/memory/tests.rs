@@ -1,5 +1,7 @@
 //! Address codec, and foreign memory over the fake.
 
+use std::sync::Arc;
+
 use proptest::prelude::*;
 use vm_memory::{Bytes, GuestAddress, GuestMemory, Permissions};
 
@@ -143,6 +145,72 @@ fn a_page_that_comes_later_is_found() {
     assert!(before);
     assert_eq!(seen, b"here");
     assert_eq!(slices, [4096, 4096, 4096]);
+}
+
+/// A guest of 16 MiB, of whose chunks the first page alone is there.
+fn ballooned() -> Fixture {
+    let all = DomainConfig::with_memory(16 << 20);
+    let holes = (0..8).map(|chunk| GFN + 512 * chunk + 1);
+    guest_with(holes.fold(all, |config, first| config.hole(first, 511)))
+}
+
+impl Fixture {
+    fn mappings(&self) -> u64 {
+        self.ram.guest().mappings()
+    }
+
+    /// Gives each frame a page and looks at it at once. Tells what was looked
+    /// at, and the most mappings that there were.
+    fn come_one_by_one(&self, mut look: impl FnMut(Arc<Generation>, u64) -> bool) -> (u64, u64) {
+        let (mut seen, mut most) = (0, 0);
+        for gfn in GFN..GFN + 4096 {
+            if gfn % 512 != 0 {
+                self.domain.balloon_in(gfn, 1).unwrap();
+            }
+            seen += u64::from(look(self.ram.current(), gfn << 12));
+            most = most.max(self.mappings());
+        }
+        (seen, most)
+    }
+}
+
+#[test]
+fn pages_that_come_one_by_one_do_not_use_up_the_mappings() {
+    let fixture = ballooned();
+
+    let (seen, most) = fixture
+        .come_one_by_one(|memory, address| memory.slices(address, 1).all(|slice| slice.is_ok()));
+
+    // 8 chunks and the slack
+    assert_eq!((seen, most), (4096, 264));
+    let after = fixture.ram.current();
+    assert!(after.number() > 0);
+    assert_eq!(read(&after, RAM, 16 << 20).len(), 16 << 20);
+    fixture.ram.invalidate();
+    drop(after);
+    assert_eq!(fixture.mappings(), 0);
+}
+
+#[test]
+fn generations_that_requests_hold_are_bounded_and_come_free_with_them() {
+    let fixture = ballooned();
+    let mut held = Vec::new();
+    let mut refused = 0;
+
+    let (seen, most) = fixture.come_one_by_one(|memory, address| {
+        let slice = memory.slices(address, 1).next().unwrap();
+        let seen = slice.is_ok();
+        refused += u64::from(matches!(slice, Err(Error::TooMany { .. })));
+        held.push(memory);
+        seen
+    });
+    held.clear();
+    let memory = fixture.ram.current();
+
+    assert_eq!(most, most_mappings(16 << 20));
+    assert!(refused > 0);
+    assert_eq!(seen + refused, 4096);
+    assert_eq!(read(&memory, RAM, 16 << 20).len(), 16 << 20);
 }
 
 #[test]

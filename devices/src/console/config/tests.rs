@@ -83,8 +83,9 @@ fn values_out_of_bounds_are_refused_by_name() {
     ];
 
     for error in errors {
-        let text = error.to_string();
-        assert!(text.starts_with(error.key()), "{text}");
+        let (text, key) = (error.to_string(), error.key());
+        let key = key.split('.').next().unwrap();
+        assert!(text.starts_with(key), "{text}");
     }
 }
 
@@ -152,16 +153,17 @@ fn what_is_wrong_with_a_port_is_told_with_its_name() {
             log: Some("/log".into()),
             ..ConsoleConfig::default()
         };
-        config.validate().unwrap_err().to_string()
+        config.validate().unwrap_err()
     };
     let other = || PortConfig::socket("other", "/other");
 
-    for (port, told) in [
+    for (port, key, told) in [
         (
             PortConfig {
                 name: None,
                 ..other()
             },
+            "name",
             &["name is missing"][..],
         ),
         (
@@ -169,6 +171,7 @@ fn what_is_wrong_with_a_port_is_told_with_its_name() {
                 buffer: 1,
                 ..other()
             },
+            "buffer",
             &["other", "buffer 1"],
         ),
         (
@@ -176,6 +179,7 @@ fn what_is_wrong_with_a_port_is_told_with_its_name() {
                 path: None,
                 ..other()
             },
+            "path",
             &["other", "path"],
         ),
         (
@@ -184,11 +188,13 @@ fn what_is_wrong_with_a_port_is_told_with_its_name() {
                 rows: Some(24),
                 ..other()
             },
+            "cols",
             &["other", "cols 80", "console = true"],
         ),
-        (PortConfig::socket("first", "/x"), &["first", "name"]),
+        (PortConfig::socket("first", "/x"), "name", &["first"]),
         (
             PortConfig::socket("other", "/first"),
+            "path",
             &["other", "path /first"],
         ),
         (
@@ -196,12 +202,39 @@ fn what_is_wrong_with_a_port_is_told_with_its_name() {
                 log: Some("/log".into()),
                 ..other()
             },
+            "log",
             &["other", "log /log"],
         ),
     ] {
-        let text = refused(port);
+        let error = refused(port);
 
+        let text = error.to_string();
+        assert_eq!(error.key(), format!("port.1.{key}"));
         assert!(told.iter().all(|word| text.contains(word)), "{text}");
     }
-    assert!(read("[[port]]\nnome = 'x'").is_err());
+}
+
+#[test]
+fn a_key_of_a_port_that_does_not_exist_is_named() {
+    let error = read("[[port]]\nnome = 'x'").unwrap_err().to_string();
+
+    assert!(error.contains("nome") && error.contains("when-full"));
+}
+
+#[test]
+fn paths_are_told_with_the_port_that_they_belong_to() {
+    let config = read(PORTS).unwrap();
+
+    let paths: Vec<_> = config
+        .paths()
+        .map(|(key, path)| (key.into_owned(), path.to_str().unwrap()))
+        .collect();
+
+    let expected = [
+        ("path", "/run/c.sock"),
+        ("log", "/log/c"),
+        ("port.0.path", "/run/agent.sock"),
+        ("port.0.log", "/log/agent"),
+    ];
+    assert_eq!(paths, expected.map(|(key, path)| (key.to_owned(), path)));
 }

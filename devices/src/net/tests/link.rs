@@ -33,8 +33,7 @@ fn a_guest_that_resets_again_and_again_fills_no_log() {
         for _ in 0..10 {
             rig.receive.settle_down();
             rig.receive.handler.settle(&mut rig.receive.queue);
-            let features = rig.device.features();
-            rig.receive = Side::start(&rig.ram, &mut rig.device, 0, features);
+            rig.receive = Side::start(&rig.ram, &mut rig.device, 0);
         }
     });
 

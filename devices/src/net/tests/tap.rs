@@ -326,7 +326,7 @@ fn a_guest_that_sends_first_finds_out_that_the_tap_has_vanished() {
 fn pairs_of_queues_are_used_as_the_guest_says() {
     let mut rig = on_tap(2, 0);
     let features = rig.device.features();
-    let mut second = Side::start(&rig.ram, &mut rig.device, 2, features);
+    let mut second = Side::with(&rig.ram, &mut rig.device, 2, features);
     let buffer = Buffer::writable(rig.ram.alloc(2048), 2048);
     second.ring.add(&[buffer]);
     second.serve().unwrap();
@@ -359,10 +359,10 @@ fn without_a_control_queue_those_pairs_are_used_that_are_served() {
     let mut rig = on_tap(2, 0);
     let features = rig.device.features() & !net::CTRL_VQ;
     rig.device.reset();
-    let mut first = Side::start(&rig.ram, &mut rig.device, 0, features);
+    let mut first = Side::with(&rig.ram, &mut rig.device, 0, features);
     let alone = [rig.device.port().uses(0), rig.device.port().uses(1)];
 
-    let second = Side::start(&rig.ram, &mut rig.device, 2, features);
+    let second = Side::with(&rig.ram, &mut rig.device, 2, features);
     let both = [rig.device.port().uses(0), rig.device.port().uses(1)];
     drop(second);
     let again = [rig.device.port().uses(0), rig.device.port().uses(1)];

@@ -18,6 +18,7 @@ use super::session::FREEING;
 use super::shared::{Known, Lane, Mail, Mailbox, Shared, Wish};
 use super::wire::timespec;
 use crate::virtio::bell::Bell;
+use crate::virtio::counters::add;
 
 /// A back end that is there.
 pub(super) struct Connection<'a> {
@@ -93,16 +94,24 @@ impl Connection<'_> {
         if unasked {
             return Err(self.peer.unasked(&end));
         }
-        if request && self.peer.hear(&end)? {
-            self.config_changed()?;
+        match request.then(|| self.peer.hear(&end)) {
+            Some(Ok(true)) => self.config_changed(),
+            Some(Err(SessionError::Closed)) => {
+                // rust-vmm's own answer to being given it
+                tracing::debug!("the back end has nothing to say by itself");
+                self.peer.close_requests();
+                Ok(())
+            }
+            Some(Err(error)) => Err(error),
+            Some(Ok(false)) | None => Ok(()),
         }
-        Ok(())
     }
 
     /// The back end says that its configuration space has changed.
     fn config_changed(&mut self) -> Result<(), SessionError> {
         if self.look_again()? {
-            tracing::info!("the back end has changed the configuration space");
+            add(&self.shared.stats.config_changes, 1);
+            tracing::debug!("the back end has changed the configuration space");
             if let Some(notifier) = self.shared.notifier.get() {
                 notifier.config_changed();
             }
@@ -123,15 +132,16 @@ impl Connection<'_> {
 
     fn reconcile(&mut self) -> Result<(), SessionError> {
         let end = until(&self.shared.quit);
-        let state = self.shared.state();
+        let mut state = self.shared.state();
         let wishes = state.wishes.clone();
         let (resets, writes) = (state.resets, state.writes);
-        let written = state.written.clone();
         if let Some((queue, violation)) = state.broken
             && state.violations != self.violations
         {
             return Err(SessionError::Violation { queue, violation });
         }
+        let unsent = std::mem::take(&mut state.unsent);
+        let written = state.written.clone();
         drop(state);
         self.leaving = self.shared.free_workers();
         let is_stale = |queue: &u16, number: u64| {
@@ -157,11 +167,11 @@ impl Connection<'_> {
         }
         if self.writes != writes {
             self.writes = writes;
-            self.write_config(&written)?;
+            self.write_config(&unsent, &written)?;
             self.shared.note_passed(writes);
         }
         for (queue, wish) in wishes {
-            if !self.rings.contains_key(&queue) {
+            if !wish.loses && !self.rings.contains_key(&queue) {
                 self.start(queue, wish)?;
             }
         }
@@ -179,9 +189,13 @@ impl Connection<'_> {
 
     /// Passes on what the driver has written, and looks what has become of it.
     /// What a back end refuses, or what two of them have left over, is dropped.
-    fn write_config(&mut self, written: &BTreeMap<u8, u8>) -> Result<(), SessionError> {
+    fn write_config(
+        &mut self,
+        unsent: &BTreeMap<u8, u8>,
+        written: &BTreeMap<u8, u8>,
+    ) -> Result<(), SessionError> {
         let told = self
-            .tell_config(written)
+            .tell_config(unsent, written)
             .and_then(|()| self.look_again())
             .map(drop);
         let mut state = self.shared.state();
@@ -204,8 +218,16 @@ impl Connection<'_> {
         }
     }
 
-    fn tell_config(&self, written: &BTreeMap<u8, u8>) -> Result<(), SessionError> {
+    fn tell_config(
+        &self,
+        unsent: &BTreeMap<u8, u8>,
+        written: &BTreeMap<u8, u8>,
+    ) -> Result<(), SessionError> {
         let end = until(&self.shared.quit);
+        if unsent.is_empty() {
+            // the driver has reset the device since
+            return Ok(());
+        }
         if self.shared.spec.config_writes == ConfigWrites::Whole {
             let mut space = self.known.config.clone();
             for (byte, at) in space.iter_mut().zip(0..) {
@@ -213,11 +235,10 @@ impl Connection<'_> {
             }
             return self.peer.set_config(0, &space, &end);
         }
-        let mut written = written.iter().peekable();
-        while let Some((start, first)) = written.next() {
+        let mut unsent = unsent.iter().peekable();
+        while let Some((start, first)) = unsent.next() {
             let (mut last, mut bytes) = (*start, vec![*first]);
-            while let Some((at, byte)) =
-                written.next_if(|(at, _)| last.checked_add(1) == Some(**at))
+            while let Some((at, byte)) = unsent.next_if(|(at, _)| last.checked_add(1) == Some(**at))
             {
                 last = *at;
                 bytes.push(*byte);
@@ -292,7 +313,8 @@ impl Connection<'_> {
 
     /// The connection has ended: tells whoever has a ring.
     pub(super) fn lose(&mut self) {
-        for (_, mailbox) in std::mem::take(&mut self.rings).into_values() {
+        for (queue, (number, mailbox)) in std::mem::take(&mut self.rings) {
+            self.shared.note_losing(queue, number, true);
             mailbox.post(Mail::Lost);
         }
     }

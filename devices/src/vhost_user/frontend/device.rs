@@ -160,6 +160,7 @@ impl Device for VhostUserDevice {
             // ends that die over any write
             return true;
         }
+        state.unsent.extend(bytes.iter().copied());
         state.written.extend(bytes);
         state.writes += 1;
         drop(state);

@@ -94,6 +94,7 @@ pub(super) fn connect(shared: &Shared) -> Result<Connection<'_>, SessionError> {
         .writes
         .wrapping_sub(u64::from(!state.written.is_empty()));
     state.passed = writes;
+    state.unsent = state.written.clone();
     state.known = Some(known.clone());
     drop(state);
     Ok(Connection {

@@ -81,7 +81,10 @@ impl VhostUserHandler {
         while let Some(news) = self.mailbox.take() {
             match news {
                 Mail::Lane(lane) => self.begin(*lane)?,
-                Mail::Lost => self.lose(queue)?,
+                Mail::Lost => {
+                    self.shared.note_losing(self.queue, self.wish, false);
+                    self.lose(queue)?;
+                }
             }
         }
         Ok(())
@@ -224,7 +227,7 @@ impl VhostUserHandler {
             return Ok(());
         }
         self.add_waiting(line)?;
-        let copies = self.added.iter().flat_map(|&head| line.into_pool(head));
+        let copies = self.added.iter().flat_map(|&head| line.to_pool(head));
         let faults = queue.dma().carry(copies);
         if let Some((owner, fault)) = faults.first() {
             let shadow = u16::try_from(*owner).ok();
@@ -290,6 +293,14 @@ impl VhostUserHandler {
 impl QueueHandler for VhostUserHandler {
     fn serve(&mut self, queue: &mut ActiveQueue, chains: Vec<Chain>) -> Result<(), QueueError> {
         for chain in chains {
+            // before it is cut into pieces, of which there could be millions
+            let bytes = length(&chain);
+            if bytes > self.shared.spec.pool {
+                return Err(QueueError::Request {
+                    head: chain.head.index(),
+                    why: format!("its {bytes} bytes are more than its pool has: raise pool-mib"),
+                });
+            }
             self.waiting.push_back(Request::new(chain, self.taken));
             self.taken += 1;
         }
@@ -351,4 +362,10 @@ impl Drop for VhostUserHandler {
 
 fn size(bytes: u64) -> usize {
     usize::try_from(bytes).unwrap_or(usize::MAX)
+}
+
+/// Bytes of a chain, both ways.
+fn length(chain: &Chain) -> u64 {
+    let ranges = chain.readable.iter().chain(&chain.writable);
+    ranges.map(|range| u64::from(range.len())).sum()
 }

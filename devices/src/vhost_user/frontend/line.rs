@@ -6,7 +6,7 @@ use swiotlb::{Access, Carry, Range};
 use vm_memory::VolatileSlice;
 
 use super::error::Violation;
-use super::pool::{CELL, SMALL_TABLE_BYTES};
+use super::pool::{CELL, EMPTY_CELL, SMALL_TABLE_BYTES};
 use super::shadow::{DESCRIPTOR, ShadowRing};
 use super::shared::Lane;
 use super::slots::{Berths, Slots};
@@ -131,12 +131,6 @@ impl Line {
                 self.lane.memory.layout.size
             )));
         };
-        let bytes = request.asked.saturating_add(request.room);
-        if bytes > self.lane.memory.slots.len() {
-            return Err(NoPlace::Ever(format!(
-                "its {bytes} bytes are more than its pool has: raise pool-mib"
-            )));
-        }
         if cost > self.ring.room() {
             return Err(NoPlace::Now);
         }
@@ -167,7 +161,7 @@ impl Line {
         }
         if used > SMALL_TABLE_BYTES {
             let rest = self.bytes(cell + SMALL_TABLE_BYTES, CELL - SMALL_TABLE_BYTES)?;
-            rest.copy_from(&[0_u8; (CELL - SMALL_TABLE_BYTES) as usize]);
+            rest.copy_from(&EMPTY_CELL);
         }
         let count = request.pieces.len();
         if self.ring.needs_table(count) {
@@ -202,7 +196,7 @@ impl Line {
     }
 
     /// What is copied into the pool for the request at `head`.
-    pub(super) fn into_pool(&self, head: u16) -> impl Iterator<Item = Carry<'_>> {
+    pub(super) fn to_pool(&self, head: u16) -> impl Iterator<Item = Carry<'_>> {
         let pieces = self.request(head).map(|request| &request.pieces[..]);
         let pieces = pieces.unwrap_or_default().iter();
         pieces

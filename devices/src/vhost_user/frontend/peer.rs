@@ -96,6 +96,11 @@ impl Peer {
         self.requests.as_ref()
     }
 
+    /// It says nothing by itself any more.
+    pub(super) fn close_requests(&mut self) {
+        self.requests = None;
+    }
+
     fn ask(
         &self,
         request: Request,
@@ -362,6 +367,10 @@ impl Peer {
     }
 
     /// Lets a ring move data, or not. Without protocol features rings always do.
+    ///
+    /// A back end whose ring is not enabled yet hears a kick and forgets it
+    /// (rust-vmm's do), so whoever kicks has to know that it is: where nothing is
+    /// acknowledged, a question is asked whose answer comes after it.
     pub(super) fn enable_ring(
         &self,
         queue: u16,
@@ -369,7 +378,11 @@ impl Peer {
         until: &Until<'_>,
     ) -> Result<(), SessionError> {
         let body = state(queue, on.into());
-        self.tell(request!(SET_VRING_ENABLE), &body, &[], until)
+        self.tell(request!(SET_VRING_ENABLE), &body, &[], until)?;
+        match self.protocol.contains(Protocol::REPLY_ACK) {
+            true => Ok(()),
+            false => self.features(until).map(drop),
+        }
     }
 
     /// Stops a ring: its requests are finished, or dropped, when it answers.

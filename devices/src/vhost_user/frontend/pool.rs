@@ -34,7 +34,9 @@ use crate::virtio::queue::QueueLayout;
 const BASE: u64 = 0x1_0000_0000;
 /// Bytes of a cell, of which each head has one: for a small indirect table, and
 /// behind it for short pieces.
-pub(super) const CELL: u64 = 512;
+pub(super) const CELL: u64 = EMPTY_CELL.len() as u64;
+/// What is in one that nobody has used.
+pub(super) const EMPTY_CELL: [u8; 512] = [0; 512];
 /// Descriptors of a small indirect table.
 pub(super) const SMALL_TABLE: usize = 8;
 /// Bytes of one.
@@ -93,8 +95,6 @@ pub(super) struct QueueMemory {
     pub rings: PoolMemory,
     /// For what lies in no cell; whoever serves the queue takes it.
     pub worker: Option<Worker>,
-    /// All that it has.
-    pub slots: PoolMemory,
     /// All that the back end sees.
     pub whole: PoolMemory,
 }
@@ -169,18 +169,20 @@ impl Pool {
                 }
             }
         }
-        let slots = self
-            .memory
-            .part(self.data + self.data_len * queue, self.data_len)
-            .map_err(failed)?;
+        let slots = self.slots(queue).map_err(failed)?;
         let device = self.attach(&slots).map_err(failed)?;
         Ok(QueueMemory {
             layout: self.ring,
             rings,
             worker: Some(device.worker(0)),
-            slots,
             whole: self.memory.clone(),
         })
+    }
+
+    /// The slots of a queue.
+    fn slots(&self, queue: u64) -> Result<PoolMemory, Error> {
+        self.memory
+            .part(self.data + self.data_len * queue, self.data_len)
     }
 
     fn attach(&self, slots: &PoolMemory) -> Result<std::sync::Arc<Device>, Error> {
@@ -234,11 +236,11 @@ mod tests {
     fn queues_parts_do_not_overlap_and_fill_the_file() {
         let pool = pool(3);
 
-        let queues: Vec<_> = (0..3).map(|queue| pool.queue(queue).unwrap()).collect();
+        let rings = (0..3).map(|queue| pool.queue(queue).unwrap().rings);
+        let slots = (0..3).map(|queue| pool.slots(queue).unwrap());
 
-        let mut parts: Vec<(u64, u64)> = queues
-            .iter()
-            .flat_map(|queue| [&queue.rings, &queue.slots])
+        let mut parts: Vec<(u64, u64)> = rings
+            .chain(slots)
             .map(|memory| (memory.base(), memory.base() + memory.len()))
             .collect();
         parts.sort_unstable();

@@ -78,6 +78,9 @@ pub(super) struct Wish {
     kick: Option<Arc<Bell>>,
     /// Its worker is being asked to leave: nothing may keep it.
     leaves: bool,
+    /// Its worker has not heard yet that its back end has gone: nothing may keep
+    /// it, and no other back end serves the queue before.
+    pub loses: bool,
 }
 
 /// What the back end is.
@@ -112,6 +115,8 @@ pub(super) struct State {
     pub is_blocked: bool,
     /// What the driver has written to the configuration space since then.
     pub written: BTreeMap<u8, u8>,
+    /// What of that no back end was told.
+    pub unsent: BTreeMap<u8, u8>,
     /// How often it has.
     pub writes: u64,
     /// How many of these the back end has taken, or there is nobody to take
@@ -217,6 +222,7 @@ impl Shared {
             mailbox,
             kick: None,
             leaves: false,
+            loses: false,
         };
         state.wishes.insert(queue, wish);
         state.expected.remove(&queue);
@@ -252,12 +258,24 @@ impl Shared {
         }
     }
 
+    /// The back end of a queue's ring has gone, and its worker is told so.
+    pub(super) fn note_losing(&self, queue: u16, number: u64, losing: bool) {
+        let mut state = self.state();
+        let wish = state.wishes.get_mut(&queue);
+        if let Some(wish) = wish.filter(|wish| wish.number == number) {
+            wish.loses = losing;
+        }
+        drop(state);
+        self.bell.ring();
+    }
+
     /// A back end can fill a kick's event and make ringing it wait: frees the
-    /// workers that leave of that. True: there are some, and it has to be done
+    /// workers that leave, or lose theirs, of that. True: there are some, and it has to be done
     /// again until there are none.
     pub(super) fn free_workers(&self) -> bool {
         let state = self.state();
-        let leaving = state.wishes.values().filter(|wish| wish.leaves);
+        let leaving = state.wishes.values();
+        let leaving = leaving.filter(|wish| wish.leaves || wish.loses);
         let kicks = leaving.filter_map(|wish| wish.kick.as_ref());
         kicks.map(|kick| kick.make_room()).count() > 0
     }
@@ -279,6 +297,7 @@ impl Shared {
         state.resets += 1;
         state.is_blocked = false;
         state.written.clear();
+        state.unsent.clear();
         state.passed = state.writes;
         state.expected.clear();
         state.guest_rings.reset();

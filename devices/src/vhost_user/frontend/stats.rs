@@ -26,6 +26,8 @@ counters! {
     lost,
     /// Back ends that did not answer in time.
     hung,
+    /// Configuration spaces that back ends have changed.
+    config_changes,
     /// Requests that another back end was given again.
     repeated,
     /// Rules of a ring that back ends have broken.

@@ -229,16 +229,24 @@ impl Queues {
                 position: None,
                 returns,
             };
-            server.start(Ring::new(
-                index,
-                slot.layout,
-                context.features,
-                slot.doorbell.try_clone()?,
-                Arc::clone(context.notifier),
-                returned,
-            ))?;
+            // from here on it comes back, whatever becomes of it, and until then
+            // it is out: a driver that is faster finds no queue to be started
             slot.server = Some(Server::Device);
-            return Ok(());
+            let started = slot.doorbell.try_clone().map_err(Into::into);
+            let started = started.and_then(|doorbell| {
+                server.start(Ring::new(
+                    index,
+                    slot.layout,
+                    context.features,
+                    doorbell,
+                    Arc::clone(context.notifier),
+                    returned,
+                ))
+            });
+            if started.is_err() {
+                slot.stop(Stopping::Paused);
+            }
+            return started;
         }
         let queue = ActiveQueue::activate(
             index,

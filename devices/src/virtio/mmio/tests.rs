@@ -116,12 +116,16 @@ impl Bench {
     }
 
     fn with(access_platform: bool) -> Self {
+        Self::of(access_platform, |probe| Box::new(Echo(probe)))
+    }
+
+    fn of(access_platform: bool, device: impl FnOnce(Arc<Probe>) -> Box<dyn Device>) -> Self {
         let probe = Arc::new(Probe::default());
         let ram = GuestRam::new(64);
         let line = Arc::new(Line::default());
         let returned = EventFd::new(0).unwrap();
         let transport = Transport::new(
-            Box::new(Echo(probe.clone())),
+            device(probe.clone()),
             TransportOptions {
                 label: "echo".into(),
                 access_platform,

@@ -98,6 +98,106 @@ fn a_request_that_shares_a_loan_waits_for_its_batch() {
 }
 
 #[test]
+fn a_batch_of_more_pages_than_a_loan_is_several_loans() {
+    let (mut dma, _, log) = paths_of(3000);
+    let long = 3000 * 4096;
+    let jobs = [
+        job(0, &[(granted(1, 0, 64), Access::Write)]),
+        job(
+            1,
+            &[
+                (granted(2, 0, 64), Access::Read),
+                (granted(0, 0, long), Access::Write),
+            ],
+        ),
+        job(2, &[(granted(0, 0, long), Access::Write)]),
+        job(3, &[(granted(4, 0, 64), Access::Write)]),
+    ];
+
+    let mapped = dma.map(jobs, Need::COPY);
+    let flights: Vec<_> = mapped
+        .into_iter()
+        .map(|mapped| mapped.ok().unwrap().submit())
+        .collect();
+    let addresses: Vec<_> = flights
+        .iter()
+        .map(|flight| flight.segments().last().unwrap().address())
+        .collect();
+    let (mut first, mut second): (Vec<_>, Vec<_>) =
+        flights.into_iter().partition(|flight| *flight.token() < 2);
+
+    assert_eq!(
+        *log.maps.lock().unwrap(),
+        [(1, Access::Read), (2, Access::Write), (2, Access::Write)]
+    );
+    let page = |reference: usize| addresses[1] + reference * 4096;
+    assert_eq!(addresses, [page(1), page(0), page(0), page(4)]);
+    // each is given back by itself
+    assert_eq!(tokens(dma.finish(&mut second)), [2, 3]);
+    assert_eq!(tokens(dma.finish(&mut first)), [0, 1]);
+    assert_eq!(log.held.load(Ordering::SeqCst), 0);
+}
+
+#[test]
+fn a_bad_reference_splits_its_own_loan_alone() {
+    let (mut dma, _, log) = paths_of(3000);
+    let long = |token| job(token, &[(granted(0, 0, 3000 * 4096), Access::Read)]);
+    let small = |token, reference| job(token, &[(granted(reference, 0, 64), Access::Read)]);
+    let jobs = [long(0), long(1), small(2, BAD_REF), small(3, 5)];
+
+    let (mapped, refused): (Vec<_>, Vec<_>) = dma
+        .map(jobs, Need::COPY)
+        .into_iter()
+        .partition(Result::is_ok);
+    let mut flights: Vec<_> = mapped
+        .into_iter()
+        .map(|mapped| mapped.ok().unwrap().submit())
+        .collect();
+    let done = dma.finish(&mut flights);
+
+    assert_eq!(refused.len(), 1);
+    assert_eq!(tokens(done), [0, 1, 3]);
+    // a loan of one, one of three that is refused, and each of these
+    let maps: Vec<_> = log.maps.lock().unwrap().iter().map(|map| map.0).collect();
+    assert_eq!(maps, [1, 3, 1, 1, 1]);
+    assert_eq!(dma.counters().snapshot().loans_split, 1);
+}
+
+#[test]
+fn a_request_of_more_pages_than_a_loan_is_refused_before_anything_is_mapped() {
+    let (mut dma, _, log) = paths();
+    // as many as a table has, each as long as a descriptor can say: 4 TiB
+    let all = (granted(0, 0, u32::MAX), Access::Write);
+    let jobs = [
+        job(0, &[all; 1024]),
+        job(1, &[(granted(1, 0, 64), Access::Write)]),
+        job(2, &[(granted(0, 1, 16 << 20), Access::Write)]),
+    ];
+
+    let mut results = dma.map(jobs, Need::COPY);
+    let third = results.pop().unwrap().err().unwrap();
+    let second = results.pop().unwrap().ok().unwrap();
+    let first = results.pop().unwrap().err().unwrap();
+    let done = dma.finish(&mut vec![second.submit()]);
+
+    assert!(matches!(
+        first.fault(),
+        Fault::LoanTooLarge {
+            pages: 0x10_0000,
+            most: 4096,
+            ..
+        }
+    ));
+    // a byte more than a loan
+    assert!(matches!(
+        third.fault(),
+        Fault::LoanTooLarge { pages: 4097, .. }
+    ));
+    assert_eq!(tokens(done), [1]);
+    assert_eq!(*log.maps.lock().unwrap(), [(1, Access::Write)]);
+}
+
+#[test]
 fn a_bad_reference_fails_its_own_request_alone() {
     let (mut dma, _, log) = paths();
     let jobs = [

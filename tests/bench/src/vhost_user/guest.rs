@@ -6,11 +6,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use devices::registry::DeviceSpec;
 use devices::vhost_user::frontend::VhostUserConfig;
+use devices::vhost_user::frontend::config::Memory;
 use devices::virtio::queue::Descriptor;
 use tests::Stand;
+use tests::back_end::Way;
 use tests::raw::{NEXT, RawDriver, RawQueue, WRITE};
-use vmm::demo::guest::Addresses;
+use vmm::demo::guest::DriverMemory;
 
+use super::kernel::Registers;
 use crate::blk::client::Burst;
 use crate::blk::workload::{Access, Workload};
 
@@ -24,6 +27,73 @@ const BYTES: usize = 131_072;
 const PATIENCE: Duration = Duration::from_secs(10);
 const SECTOR: u64 = 512;
 
+/// What passes the guest's kicks and interrupts on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Events {
+    /// The fake Xen: a vCPU's accesses, and a thread that raises interrupts.
+    Fake,
+    /// Eventfds alone.
+    Kernel,
+}
+
+/// Where the device's registers are.
+enum Bus {
+    Fake(Box<RawDriver>),
+    Kernel(Box<Registers>),
+}
+
+impl Bus {
+    /// Brings the driver up on its one queue.
+    fn start(&mut self, queue: &RawQueue) -> anyhow::Result<()> {
+        match self {
+            Bus::Fake(driver) => {
+                driver.negotiate_exactly(driver.offered());
+                driver.install(queue);
+                driver.go();
+                Ok(())
+            }
+            Bus::Kernel(registers) => registers.start(queue),
+        }
+    }
+
+    fn kick(&self, queue: &RawQueue) -> anyhow::Result<()> {
+        match self {
+            Bus::Fake(driver) => {
+                driver.kick(queue);
+                Ok(())
+            }
+            Bus::Kernel(registers) => registers.kick(queue),
+        }
+    }
+
+    /// Interrupts so far, where they are counted.
+    fn interrupts(&self) -> u64 {
+        match self {
+            Bus::Fake(driver) => driver.interrupts(),
+            Bus::Kernel(_) => 0,
+        }
+    }
+
+    /// Waits for an interrupt beyond those `seen`.
+    fn wait(&self, seen: u64) -> anyhow::Result<()> {
+        match self {
+            Bus::Fake(driver) => {
+                driver.wait_interrupt(seen, PATIENCE);
+                Ok(())
+            }
+            Bus::Kernel(registers) => registers.wait(PATIENCE),
+        }
+    }
+}
+
+impl Drop for Bus {
+    fn drop(&mut self) {
+        if let Bus::Fake(driver) = self {
+            driver.reset();
+        }
+    }
+}
+
 /// A request's buffers: addresses as the device has them.
 struct Place {
     header: u64,
@@ -33,16 +103,17 @@ struct Place {
 
 /// See the module.
 pub struct Guest {
-    // the driver is gone before its guest is
-    driver: RawDriver,
+    // the device is gone before its guest is
+    bus: Bus,
+    memory: DriverMemory,
     queue: RawQueue,
     places: Vec<Place>,
     avail: u16,
     used: u16,
     sectors: u64,
     random: u64,
-    /// The thread that moves its requests.
-    worker: u32,
+    /// The thread that moves its requests, where there is one.
+    worker: Option<u32>,
     _stand: Stand,
 }
 
@@ -50,29 +121,35 @@ impl Guest {
     /// A guest with the disk of a back end on `socket`, which has `sectors`.
     ///
     /// # Errors
-    /// A device that cannot be made, or that is without a worker.
+    /// A device that cannot be made, or that is without the worker that its way
+    /// has.
     pub fn new(
         socket: &std::path::Path,
-        addresses: Addresses,
+        way: Way,
+        events: Events,
         sectors: u64,
     ) -> anyhow::Result<Self> {
         let stand = Stand::new();
         let config = VhostUserConfig {
             queue_size: SIZE,
-            ..VhostUserConfig::new(socket, 2)
+            ..way.config(socket, 2)
         };
         let device = DeviceSpec::VhostUser(config.validate()?).open()?;
-        let place = stand.add(0, addresses, device);
-        let driver = stand.raw(&place, 0);
-        driver.negotiate_exactly(driver.offered());
-        let queue = driver.queue(0, SIZE);
+        let memory = stand.memory(way.addresses);
+        let mut bus = match events {
+            Events::Fake => Bus::Fake(Box::new(stand.raw(&stand.add(0, way.addresses, device), 0))),
+            Events::Kernel => Bus::Kernel(Box::new(Registers::new(device, &stand)?)),
+        };
+        let queue = RawQueue::new(&memory, 0, SIZE);
         let before = threads()?;
-        driver.go();
-        let worker = threads()?
-            .into_iter()
-            .find(|thread| !before.contains(thread))
-            .context("the queue has no worker")?;
-        let memory = &driver.memory;
+        bus.start(&queue)?;
+        let mut started = threads()?;
+        started.retain(|thread| !before.contains(thread));
+        let worker = started.first().copied();
+        ensure!(
+            worker.is_some() == (way.memory == Memory::Bounce),
+            "threads of the queue: {started:?}"
+        );
         let places = (0..DEPTH).map(|_| {
             let first = memory.alloc(1, false)?;
             Ok(Place {
@@ -83,7 +160,8 @@ impl Guest {
         });
         let places = places.collect::<anyhow::Result<_>>()?;
         Ok(Guest {
-            driver,
+            bus,
+            memory,
             queue,
             places,
             avail: 0,
@@ -95,12 +173,15 @@ impl Guest {
         })
     }
 
-    /// The processor time that the worker has had.
+    /// The processor time that the worker has had; none without one.
     ///
     /// # Errors
     /// A worker that is gone.
     pub fn worker_time(&self) -> anyhow::Result<Duration> {
-        let path = format!("/proc/self/task/{}/schedstat", self.worker);
+        let Some(worker) = self.worker else {
+            return Ok(Duration::ZERO);
+        };
+        let path = format!("/proc/self/task/{worker}/schedstat");
         let text = std::fs::read_to_string(&path).context(path)?;
         let nanos = text.split(' ').next().context("no figures")?.parse()?;
         Ok(Duration::from_nanos(nanos))
@@ -159,7 +240,7 @@ impl Guest {
             status,
         } = self.place(place)?;
         let kind = u32::from(workload.access == Access::Write);
-        let memory = &self.driver.memory;
+        let memory = &self.memory;
         memory.write(*header, &kind.to_le_bytes())?;
         memory.write(*status, &[0xff])?;
         let filled = match workload.access {
@@ -189,7 +270,7 @@ impl Guest {
         let each = workload.bytes as u64 / SECTOR;
         let sector = self.random % (self.sectors / each) * each;
         let header = self.place(place)?.header;
-        let memory = &self.driver.memory;
+        let memory = &self.memory;
         memory.write(header + 8, &sector.to_le_bytes())?;
         let slot = self.queue.layout.avail + 4 + 2 * u64::from(self.avail % SIZE);
         memory.write(slot, &(3 * place).to_le_bytes())?;
@@ -203,13 +284,13 @@ impl Guest {
         if count == 0 {
             return Ok(());
         }
-        let memory = &self.driver.memory;
+        let memory = &self.memory;
         self.queue.show(memory, self.avail);
         // orders the index before what the device says of it
         std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
         let event = self.load(self.queue.layout.used + 4 + 8 * u64::from(SIZE))?;
         if self.avail.wrapping_sub(event).wrapping_sub(1) < count {
-            self.driver.kick(&self.queue);
+            self.bus.kick(&self.queue)?;
         }
         Ok(())
     }
@@ -218,8 +299,8 @@ impl Guest {
     fn completed(&mut self) -> anyhow::Result<Vec<u16>> {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            let seen = self.driver.interrupts();
-            let index = self.queue.used(&self.driver.memory);
+            let seen = self.bus.interrupts();
+            let index = self.queue.used(&self.memory);
             let mut done = Vec::new();
             while self.used != index {
                 let slot = self.queue.layout.used + 4 + 8 * u64::from(self.used % SIZE);
@@ -235,26 +316,24 @@ impl Guest {
             );
             // the next one interrupts
             let event = self.queue.layout.avail + 4 + 2 * u64::from(SIZE);
-            self.driver.memory.write(event, &self.used.to_le_bytes())?;
+            self.memory.write(event, &self.used.to_le_bytes())?;
             std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
-            if self.queue.used(&self.driver.memory) == self.used {
-                self.driver.wait_interrupt(seen, PATIENCE);
+            if self.queue.used(&self.memory) == self.used {
+                self.bus.wait(seen)?;
             }
         }
     }
 
     fn succeeded(&self, place: u16) -> anyhow::Result<()> {
         let mut status = [0xff];
-        self.driver
-            .memory
-            .read(self.place(place)?.status, &mut status)?;
+        self.memory.read(self.place(place)?.status, &mut status)?;
         ensure!(status == [0], "a request ended with status {}", status[0]);
         Ok(())
     }
 
     fn load(&self, address: u64) -> anyhow::Result<u16> {
         let mut bytes = [0; 2];
-        self.driver.memory.read(address, &mut bytes)?;
+        self.memory.read(address, &mut bytes)?;
         Ok(u16::from_le_bytes(bytes))
     }
 
@@ -262,12 +341,6 @@ impl Guest {
         self.places
             .get(usize::from(place))
             .context("the device used what was not asked for")
-    }
-}
-
-impl Drop for Guest {
-    fn drop(&mut self) {
-        self.driver.reset();
     }
 }
 

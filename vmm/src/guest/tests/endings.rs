@@ -182,6 +182,29 @@ fn a_queue_that_never_stops_does_not_keep_the_guest_from_ending() {
 }
 
 #[test]
+fn a_device_that_was_given_up_is_let_go_when_its_queues_stop_at_last() {
+    let bench = Bench::with(MachineConfig::default(), |guest| {
+        guest.stop_warning = Duration::from_millis(20);
+    });
+    let (probe, registers) = bench.add(0);
+    registers.up();
+    probe.hold();
+    let held = || {
+        let census = bench.machine.census().remove(&bench.domain.id());
+        !census.unwrap_or_default().is_clean()
+    };
+
+    bench.guest.stop().unwrap_err();
+    let before = (held(), Arc::strong_count(&probe) > 1);
+    probe.release();
+
+    assert_eq!(before, (true, true), "it has not stopped");
+    // the device, its queues' handlers and what they had mapped
+    eventually(|| Arc::strong_count(&probe) == 1);
+    eventually(|| !held());
+}
+
+#[test]
 fn event_channels_that_fail_are_tried_again() {
     let mut bench = Bench::new();
     let (_probe, registers) = bench.add(0);

@@ -10,7 +10,7 @@ use swiotlb::Dma;
 use vhost::vhost_user::message::FrontendReq;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::partner::{Character, PROTOCOL_FEATURES, Partner};
+use super::partner::{Character, PROTOCOL, PROTOCOL_FEATURES, Partner};
 use super::{config, eventually};
 use crate::testing::{Buffer, DriverRing, GuestRam, Line};
 use crate::vhost_user::frontend::config::Memory;
@@ -21,6 +21,9 @@ use crate::virtio::mmio::{Answer, Register};
 use crate::virtio::{
     DeviceError, DmaProvider, Interrupt, SharedRegion, Sharing, Transport, TransportOptions,
 };
+
+/// By its number.
+const REPLY_ACK: u64 = 1 << 3;
 
 struct Provider(GuestRam, Result<Sharing, &'static str>);
 
@@ -210,6 +213,24 @@ fn the_doorbell_is_the_kick_and_is_rung_once_at_the_start() {
     assert!(!quiet && rig.partner.is_kicked());
     let stats = rig.transport.queue_stats(0).unwrap();
     assert_eq!(stats.kicks.load(std::sync::atomic::Ordering::Relaxed), 1);
+}
+
+#[test]
+fn a_ring_is_known_to_be_enabled_before_its_first_kick() {
+    let partner = Partner::with(Character {
+        protocol: PROTOCOL & !REPLY_ACK,
+        ..Character::default()
+    });
+    let mut rig = Rig::new(partner);
+
+    eventually("a kick", || rig.partner.is_kicked());
+
+    // asked for the first time before there was a ring
+    let asked = rig.partner.bodies(FrontendReq::GET_FEATURES).len();
+    let last = rig.partner.last();
+    assert_eq!((asked, last), (2, FrontendReq::GET_FEATURES as u32));
+    rig.set(Register::QueueNotify, 0);
+    assert!(rig.partner.is_kicked());
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! Back ends that come late, go away, hang, and come back as another device.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use vhost::vhost_user::message::FrontendReq;
@@ -296,6 +298,56 @@ fn a_back_end_that_makes_its_kick_wait_keeps_no_worker_that_is_to_leave() {
 
     assert!(kept, "it was not made to wait");
     assert!(worker.join().is_ok());
+}
+
+#[test]
+fn a_back_end_that_makes_its_kick_wait_and_dies_keeps_no_worker_from_the_next() {
+    let mut rig = Rig::new();
+    rig.partner.block_kick();
+    let buffer = rig.readable(b"kicks");
+    rig.ring.add(&[buffer]);
+    let Rig {
+        mut queue,
+        mut handler,
+        device: _device,
+        partner,
+        ..
+    } = rig;
+
+    let over = Arc::new(AtomicBool::new(false));
+    let is_over = Arc::clone(&over);
+
+    let worker = std::thread::spawn(move || {
+        let chains = queue.take(1).unwrap();
+        handler.serve(&mut queue, chains).unwrap();
+        while !is_over.load(Ordering::SeqCst) {
+            if crate::testing::readable(handler.event().unwrap(), Duration::from_millis(10)) {
+                handler.advance(&mut queue).unwrap();
+            }
+        }
+    });
+    std::thread::sleep(Duration::from_millis(50));
+    partner.die();
+    let (head, _) = partner.take();
+    over.store(true, Ordering::SeqCst);
+
+    assert!(worker.join().is_ok());
+    assert_eq!(head, 0, "the next one has the request");
+}
+
+#[test]
+fn a_back_end_that_says_nothing_by_itself_any_more_is_used_on() {
+    let mut rig = Rig::new();
+
+    rig.partner.close_requests();
+    for value in 1..4 {
+        assert!(rig.device.write_config(4, &[value]));
+        eventually("the write", || {
+            rig.partner.bodies(FrontendReq::SET_CONFIG).len() == usize::from(value)
+        });
+    }
+
+    assert_eq!((rig.partner.connections(), rig.stat("lost")), (1, 0));
 }
 
 #[test]

@@ -102,7 +102,10 @@ fn a_refusal_once_the_driver_is_up_is_retried_and_hurts_nobody() {
             .change(|character| character.instead = Some((request, no)));
 
         rig.partner.die();
-        eventually("a second try", || rig.partner.connections() > 2);
+        eventually("a second try", || {
+            let _ = rig.handler.advance(&mut rig.queue);
+            rig.partner.connections() > 2
+        });
         rig.partner.change(|character| character.instead = None);
         eventually("it is served again", || {
             let _ = rig.handler.advance(&mut rig.queue);

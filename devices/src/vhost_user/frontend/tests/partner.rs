@@ -168,6 +168,11 @@ impl Partner {
         found.map(|(_, body)| body.clone()).collect()
     }
 
+    /// The code of the last message.
+    pub fn last(&self) -> u32 {
+        self.seen().said.last().unwrap().0
+    }
+
     /// Waits until a message of a kind has come.
     pub fn wait_for(&self, request: FrontendReq) {
         eventually("a message", || !self.bodies(request).is_empty());
@@ -313,6 +318,12 @@ impl Partner {
         let mut answer = [0; 20];
         requests.read_exact(&mut answer).unwrap();
         assert_eq!(answer[12..], [0; 8]);
+    }
+
+    /// Says nothing by itself from now on.
+    pub fn close_requests(&self) {
+        eventually("its own channel", || self.seen().requests.is_some());
+        self.seen().requests = None;
     }
 
     /// Says something on the connection that nobody has asked for.

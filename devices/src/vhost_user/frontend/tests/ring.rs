@@ -185,13 +185,15 @@ fn a_buffer_above_the_largest_mapping_is_split_all_or_nothing() {
 
 #[test]
 fn a_request_that_no_pool_could_hold_breaks_the_queue_by_name() {
-    let mut rig = Rig::new();
-    let large = rig.readable(&[0; (1 << 20) + 1]);
-    rig.ring.add(&[large]);
+    for lens in [vec![(1 << 20) + 1], vec![u32::MAX; 15]] {
+        let mut rig = Rig::new();
+        let large: Vec<_> = lens.iter().map(|len| Buffer::readable(0, *len)).collect();
+        rig.ring.add(&large);
 
-    let error = rig.serve().unwrap_err();
+        let error = rig.serve().unwrap_err();
 
-    assert!(text(&error).contains("pool-mib"), "{error}");
+        assert!(text(&error).contains("pool-mib"), "{error}");
+    }
 }
 
 #[test]

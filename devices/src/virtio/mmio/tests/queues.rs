@@ -1,6 +1,88 @@
 //! Queues that start, stop, break, and are reset.
 
+use std::sync::Mutex;
+
 use super::*;
+use crate::virtio::ring::{Ring, RingServer};
+
+/// The test device, which serves its rings itself, and refuses them if asked to.
+struct Outside {
+    echo: Echo,
+    rings: Mutex<Vec<Ring>>,
+}
+
+impl RingServer for Outside {
+    fn ring_features(&self) -> u64 {
+        0
+    }
+    fn attach_memory(&self, _: &Arc<dyn DmaProvider>) -> Result<(), DeviceError> {
+        Ok(())
+    }
+    fn start(&self, ring: Ring) -> Result<(), DeviceError> {
+        if self.echo.0.refuse_start.load(Ordering::SeqCst) {
+            return Err("no".into());
+        }
+        self.rings.lock().unwrap().push(ring);
+        Ok(())
+    }
+}
+
+impl Device for Outside {
+    fn device_type(&self) -> DeviceType {
+        self.echo.device_type()
+    }
+    fn features(&self) -> u64 {
+        self.echo.features()
+    }
+    fn queue_sizes(&self) -> &[u16] {
+        self.echo.queue_sizes()
+    }
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        self.echo.read_config(offset, data);
+    }
+    fn start_queue(&mut self, _: u16, _: u64) -> Result<Box<dyn QueueHandler>, DeviceError> {
+        Err("its rings are served outside".into())
+    }
+    fn ring_server(&self) -> Option<&dyn RingServer> {
+        Some(self)
+    }
+    fn stopping(&mut self, _: u16) {
+        self.rings.lock().unwrap().clear();
+    }
+}
+
+#[test]
+fn a_ring_that_was_refused_is_not_taken_for_the_next_one() {
+    let mut bench = Bench::of(false, |probe| {
+        Box::new(Outside {
+            echo: Echo(probe),
+            rings: Mutex::default(),
+        })
+    });
+    let ring = DriverRing::new(&bench.ram, 8);
+    let up = |bench: &mut Bench| {
+        bench.negotiate(VERSION_1);
+        bench.place(0, &ring);
+        bench.now(Register::Status, UP_TO_FEATURES | STATUS_DRIVER_OK);
+    };
+    bench.probe.refuse_start.store(true, Ordering::SeqCst);
+    up(&mut bench);
+    let refused = bench.read(Register::Status);
+    bench.probe.refuse_start.store(false, Ordering::SeqCst);
+
+    // the refused ring has come back, and nobody has looked
+    let reset = bench.write(Register::Status, 0);
+    bench.settle();
+    up(&mut bench);
+    bench.transport.collect();
+
+    assert_ne!(refused & STATUS_NEEDS_RESET, 0);
+    assert_eq!(reset, Answer::Later);
+    assert_eq!(bench.read(Register::Status) & STATUS_NEEDS_RESET, 0);
+    assert!(bench.transport.is_running());
+    bench.now(Register::QueueSel, 0);
+    assert_eq!(bench.read(Register::QueueReady), 1);
+}
 
 #[test]
 fn only_the_ready_queues_are_started_and_more_may_follow() {
