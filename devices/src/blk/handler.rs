@@ -101,9 +101,16 @@ impl QueueHandler for BlkHandler {
 
     fn settle(&mut self, queue: &mut ActiveQueue) {
         self.engine.settle();
-        if let Err(error) = self.finish(queue, Vec::new()) {
+        if let Err(error) = self.finish(queue, Vec::new())
+            && let Some(withheld) = self.stats.reset_log.due()
+        {
             let error = with_causes(&error);
-            tracing::warn!(queue = queue.index(), error, "the last requests are lost");
+            tracing::warn!(
+                queue = queue.index(),
+                error,
+                withheld,
+                "the last requests are lost"
+            );
         }
         // nothing of theirs is held
         self.waiting.clear();
@@ -132,7 +139,7 @@ impl BlkHandler {
             .zip(&headers)
             .zip(results)
             .map(|((frame, header), result)| {
-                result.map_err(unreachable)?;
+                result.map_err(|fault| unreachable(&self.stats, fault))?;
                 self.limits.parse(header, frame)
             })
             .collect()
@@ -180,7 +187,7 @@ impl BlkHandler {
             .enumerate()
             .map(|(index, parsed)| {
                 let array = match fetched.next_if(|((owner, ..), _)| *owner == index) {
-                    Some((_, Some(fault))) => return Err(unreachable(fault)),
+                    Some((_, Some(fault))) => return Err(unreachable(&self.stats, fault)),
                     Some(((.., array), None)) => array,
                     None => Vec::new(),
                 };
@@ -276,7 +283,7 @@ impl BlkHandler {
             };
             match rejected.retry() {
                 Ok(job) => again.push_back(job),
-                Err(rejected) => refused.push(refuse(queue, rejected)),
+                Err(rejected) => refused.push(refuse(queue, &self.stats, rejected)),
             }
         }
         again.append(&mut self.waiting);
@@ -288,10 +295,13 @@ impl BlkHandler {
     /// Answers what waits with an error: there is no room for it in a pool that
     /// nobody uses.
     fn give_up(&mut self, queue: &mut ActiveQueue) -> Result<(), QueueError> {
-        tracing::error!(
-            requests = self.waiting.len(),
-            "the bounce pool has no room though nothing is in it"
-        );
+        if let Some(withheld) = self.stats.pool_log.due() {
+            tracing::error!(
+                requests = self.waiting.len(),
+                withheld,
+                "the bounce pool has no room though nothing is in it"
+            );
+        }
         let jobs: Vec<_> = self.waiting.drain(..).collect();
         let refused = jobs.into_iter().map(|mut job| {
             job.token
@@ -303,7 +313,7 @@ impl BlkHandler {
             match mapped {
                 Ok(mapped) => self.completed.push(mapped.submit()),
                 Err(rejected) => {
-                    let done = refuse(queue, rejected);
+                    let done = refuse(queue, &self.stats, rejected);
                     self.finish(queue, vec![done])?;
                 }
             }
@@ -328,7 +338,7 @@ impl BlkHandler {
             let fault = finished.take_fault();
             let finished = finished.map(|mut op| {
                 if let Some(fault) = fault {
-                    op.refuse(unreachable(fault));
+                    op.refuse(unreachable(&self.stats, fault));
                 }
                 op.next(most)
             });
@@ -371,18 +381,21 @@ impl BlkHandler {
     }
 }
 
-fn refuse(queue: &mut ActiveQueue, rejected: Rejected<Op>) -> Done<Op> {
+fn refuse(queue: &mut ActiveQueue, stats: &BlkStats, rejected: Rejected<Op>) -> Done<Op> {
     let (done, fault) = queue.dma().reject(rejected);
     done.map(|mut op| {
-        op.refuse(unreachable(fault));
+        op.refuse(unreachable(stats, fault));
         op
     })
 }
 
-fn unreachable(fault: Fault) -> BadRequest {
-    if fault.is_host() {
+fn unreachable(stats: &BlkStats, fault: Fault) -> BadRequest {
+    if fault.is_host()
+        && let Some(withheld) = stats.memory_log.due()
+    {
         tracing::warn!(
             error = with_causes(&fault),
+            withheld,
             "guest memory cannot be reached"
         );
     }
@@ -393,5 +406,28 @@ fn unreachable(fault: Fault) -> BadRequest {
 fn log_refusal(op: &Op) {
     if let Err(why) = op.request() {
         tracing::debug!(chain = op.head(), %why, "request refused");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::lines::lines_of;
+
+    #[test]
+    fn a_host_that_reaches_no_memory_fills_no_log() {
+        let stats = BlkStats::default();
+        let fault = || Fault::Host {
+            address: 0x1000,
+            source: std::io::Error::from_raw_os_error(libc::ENOMEM),
+        };
+
+        let lines = lines_of(|| {
+            for _ in 0..10 {
+                unreachable(&stats, fault());
+            }
+        });
+
+        assert_eq!(lines, 1);
     }
 }

@@ -17,8 +17,12 @@ macro_rules! stats {
             latencies: Latencies,
             /// Requests that the host failed so far, as the log tells them.
             failures: AtomicU64,
-            /// Pools that cannot be registered.
+            /// Requests that a reset loses.
+            pub(super) reset_log: LogLimit,
+            /// Pools that cannot be registered, or have no room.
             pub(super) pool_log: LogLimit,
+            /// Guest memory that the host cannot reach.
+            pub(super) memory_log: LogLimit,
         }
 
         /// The values of [`BlkStats`] at one moment.

@@ -1,7 +1,7 @@
 //! What the workers of a card share: its other end, and what the guest was
 //! told or has asked for.
 
-use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use thiserror::Error;
@@ -23,6 +23,14 @@ use crate::virtio::log_limit::LogLimit;
 const STATUS_LINK_UP: u16 = 1;
 /// The guest is to announce itself.
 const STATUS_ANNOUNCE: u16 = 2;
+
+/// What the link is up by: all of them together. The other end is there.
+const CONNECTED: u8 = 1;
+/// The host's user wants it up.
+const ENABLED: u8 = 2;
+/// The tap's interface is up on the host.
+const CARRIED: u8 = 4;
+const UP: u8 = CONNECTED | ENABLED | CARRIED;
 
 /// Why a card cannot be made.
 #[derive(Debug, Error)]
@@ -80,15 +88,14 @@ pub(super) struct Port {
     filter: Mutex<Arc<Filter>>,
     /// Counts filters.
     filters: AtomicU64,
-    /// The other end is there.
-    connected: AtomicBool,
-    /// The host's user wants the link up.
-    enabled: AtomicBool,
-    /// The tap's interface is up on the host.
-    carried: AtomicBool,
+    /// Of [`UP`], what is so. One word: workers and the thread of the registers
+    /// change it, and each change tells by itself whether it was the one that
+    /// has brought the link up, or down.
+    link: AtomicU8,
     /// Tells of changes of the tap's interface.
     interfaces: Option<Interfaces>,
-    /// The bridge that it was on, while that was up.
+    /// The bridge that it was on, while that was up. Locked while the interface
+    /// is looked at, so that what was seen last counts.
     bridge: Mutex<Option<String>>,
     /// The driver can announce its guest.
     announces: AtomicBool,
@@ -139,10 +146,13 @@ impl Port {
             Wire::Link(_) => None,
         };
         let seen = seen(interfaces.as_ref(), &wire);
+        let carried = seen.as_ref().is_none_or(|seen| seen.up);
+        let bit = |bit: u8, so: bool| if so { bit } else { 0 };
+        let link = bit(CONNECTED, connected)
+            | bit(ENABLED, spec.link == Cable::Up)
+            | bit(CARRIED, carried);
         Ok(Port {
-            connected: AtomicBool::new(connected),
-            enabled: AtomicBool::new(spec.link == Cable::Up),
-            carried: AtomicBool::new(seen.as_ref().is_none_or(|seen| seen.up)),
+            link: AtomicU8::new(link),
             bridge: Mutex::new(seen.and_then(|seen| seen.bridge)),
             interfaces,
             announces: AtomicBool::new(false),
@@ -187,8 +197,10 @@ impl Port {
 
     /// What may be left open in frames for the guest.
     pub fn set_offload(&self, features: u64) {
-        if let Wire::Tap(tap) = &self.wire {
-            tap.set_offload(features & tap.features);
+        if let Wire::Tap(tap) = &self.wire
+            && !tap.set_offload(features & tap.features)
+        {
+            self.lost();
         }
     }
 
@@ -250,17 +262,27 @@ impl Port {
 
     /// The other end has come, or has gone; true if that is news.
     pub fn set_connected(&self, connected: bool) -> bool {
-        self.set(&self.connected, connected)
+        self.set(CONNECTED, connected)
+    }
+
+    /// The other end has gone.
+    pub fn lost(&self) {
+        if self.set_connected(false) {
+            tracing::warn!(
+                wire = self.wire.name(),
+                "a network card has lost its other end: its link is down"
+            );
+        }
     }
 
     /// The other end is there.
     pub fn is_connected(&self) -> bool {
-        self.connected.load(Ordering::SeqCst)
+        self.link.load(Ordering::SeqCst) & CONNECTED != 0
     }
 
     /// The host's user plugs the cable in, or out.
     pub fn plug(&self, cable: Cable) {
-        if self.set(&self.enabled, cable == Cable::Up) {
+        if self.set(ENABLED, cable == Cable::Up) {
             tracing::info!(wire = self.wire.name(), ?cable, "a network card's cable");
         }
     }
@@ -273,10 +295,11 @@ impl Port {
 
     /// Looks at the tap's interface.
     pub fn look(&self) {
+        let mut before = self.bridge.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(Seen { up, bridge }) = seen(self.interfaces.as_ref(), &self.wire) else {
             return;
         };
-        if self.set(&self.carried, up) {
+        if self.set(CARRIED, up) {
             let wire = self.wire.name();
             match up {
                 true => {
@@ -287,7 +310,6 @@ impl Port {
                 }
             }
         }
-        let mut before = self.bridge.lock().unwrap_or_else(PoisonError::into_inner);
         if *before != bridge {
             let new = bridge.is_some();
             *before = bridge;
@@ -299,18 +321,20 @@ impl Port {
     }
 
     /// Sets one of what the link depends on; true if that is news.
-    fn set(&self, what: &AtomicBool, to: bool) -> bool {
-        let was_up = self.is_up();
-        let news = what.swap(to, Ordering::SeqCst) != to;
-        let is_up = self.is_up();
-        if was_up != is_up {
+    fn set(&self, what: u8, to: bool) -> bool {
+        let before = match to {
+            true => self.link.fetch_or(what, Ordering::SeqCst),
+            false => self.link.fetch_and(!what, Ordering::SeqCst),
+        };
+        let news = (before & what != 0) != to;
+        if news && before | what == UP {
             let counters = &self.stats.counters;
-            match is_up {
+            match to {
                 true => add(&counters.link_ups, 1),
                 false => add(&counters.link_downs, 1),
             }
             self.tell();
-            if is_up {
+            if to {
                 self.be_unknown();
             }
             // frames wait for it, or for the other end that there is not
@@ -321,8 +345,7 @@ impl Port {
 
     /// Frames pass.
     pub fn is_up(&self) -> bool {
-        let all = [&self.connected, &self.enabled, &self.carried];
-        all.iter().all(|each| each.load(Ordering::SeqCst))
+        self.link.load(Ordering::SeqCst) == UP
     }
 
     /// Others may not know where the guest is.
@@ -397,4 +420,43 @@ fn interfaces(tap: &Tap) -> Option<Interfaces> {
         );
     }
     interfaces.ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::NetConfig;
+
+    #[test]
+    fn a_link_that_goes_up_and_down_by_several_hands_is_told_each_time() {
+        let directory = tempfile::tempdir().unwrap();
+        let config = NetConfig {
+            listen: true,
+            ..NetConfig::socket(directory.path().join("card"))
+        };
+        let port = Port::open(config.validate().unwrap()).unwrap();
+        let change = |set: &dyn Fn(bool)| (0..20_000).for_each(|round| set(round % 2 == 0));
+
+        std::thread::scope(|threads| {
+            threads.spawn(|| {
+                change(&|up| {
+                    port.set_connected(up);
+                });
+            });
+            threads.spawn(|| {
+                change(&|up| {
+                    port.plug(match up {
+                        true => Cable::Up,
+                        false => Cable::Down,
+                    });
+                });
+            });
+        });
+        port.plug(Cable::Up);
+        port.set_connected(true);
+
+        let told = port.stats.counters.snapshot();
+        assert!(port.is_up());
+        assert_eq!(told.link_ups - told.link_downs, 1);
+    }
 }

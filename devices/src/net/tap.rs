@@ -15,6 +15,7 @@ use thiserror::Error;
 use super::features as net;
 use super::frame::HEADER_LEN;
 use super::sys;
+use crate::virtio::log_limit::LogLimit;
 
 // Linux include/uapi/linux/if_tun.h
 const TUN_F_CSUM: u32 = 1;
@@ -75,6 +76,8 @@ pub(super) struct Tap {
     queues: Vec<TapQueue>,
     /// What the guest may be offered.
     pub features: u64,
+    /// What the kernel does not do.
+    log: LogLimit,
 }
 
 impl Tap {
@@ -92,11 +95,13 @@ impl Tap {
             name: name.to_owned(),
             queues,
             features: 0,
+            log: LogLimit::default(),
         };
         if offload {
             tap.features = tap.probe();
         }
-        tap.set_offload(0);
+        // an interface that has gone again is found missing by whoever uses it
+        let _ = tap.set_offload(0);
         tap.use_queues(1);
         Ok(tap)
     }
@@ -127,12 +132,20 @@ impl Tap {
             .map_or(0, |(_, features)| features)
     }
 
-    /// What may be left open in frames for the guest, as its features say.
-    pub fn set_offload(&self, features: u64) {
-        if let Err(error) = self.try_offload(features) {
-            // it was possible when the tap was opened
-            tracing::warn!(tap = self.name, %error, "offloads cannot be set");
+    /// What may be left open in frames for the guest, as its features say; false
+    /// if the interface was removed.
+    pub fn set_offload(&self, features: u64) -> bool {
+        let Err(error) = self.try_offload(features) else {
+            return true;
+        };
+        if let Some(Trouble::Gone) = Errno::from_io_error(&error).map(trouble) {
+            return false;
         }
+        // it was possible when the tap was opened
+        if let Some(withheld) = self.log.due() {
+            tracing::warn!(tap = self.name, %error, withheld, "offloads cannot be set");
+        }
+        true
     }
 
     fn try_offload(&self, features: u64) -> io::Result<()> {
@@ -151,8 +164,9 @@ impl Tap {
             // EINVAL: it is so already
             if let Err(error) = sys::use_queue(queue.as_fd(), number < pairs)
                 && error.raw_os_error() != Some(libc::EINVAL)
+                && let Some(withheld) = self.log.due()
             {
-                tracing::warn!(tap = self.name, queue = number, %error, "a queue cannot be switched");
+                tracing::warn!(tap = self.name, queue = number, %error, withheld, "a queue cannot be switched");
             }
         }
     }

@@ -180,15 +180,7 @@ impl Transmit {
     /// The tap is gone. Who is at a socket, the receive queue's worker knows.
     fn gone(&self) {
         match &self.port.wire {
-            Wire::Tap(_) => {
-                if self.port.set_connected(false) {
-                    let wire = self.port.wire.name();
-                    tracing::warn!(
-                        wire,
-                        "a network card has lost its other end: its link is down"
-                    );
-                }
-            }
+            Wire::Tap(_) => self.port.lost(),
             Wire::Link(_) => {
                 if let Some(bells) = self.port.bells_of(self.pair) {
                     bells.receive.ring();

@@ -7,7 +7,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit};
 use tempfile::TempDir;
 use tests::qcow2;
 
@@ -59,7 +59,10 @@ impl Program {
             .append(true)
             .open(self.directory.path().join("log"))
             .unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_served"));
+        // few open files for a start: it is to ask for as many as it may have
+        let mut command = Command::new("sh");
+        command.args(["-c", "ulimit -S -n 64 && exec \"$0\" \"$@\""]);
+        command.arg(env!("CARGO_BIN_EXE_served"));
         command.arg("vhost-user").stdin(Stdio::null()).stderr(log);
         command.env("XEN_DM_LOG", "debug");
         for (socket, device) in &self.devices {
@@ -84,6 +87,38 @@ impl Program {
         let pid = Pid::from_child(&child);
         kill_process(pid, Signal::TERM).unwrap();
         child.wait().unwrap()
+    }
+
+    /// How many open files it may have, and how many it could ask for.
+    pub fn files(&self) -> Rlimit {
+        let limits = fs::read_to_string(format!("/proc/{}/limits", self.id())).unwrap();
+        let line = limits
+            .lines()
+            .find_map(|line| line.strip_prefix("Max open files"));
+        let mut numbers = line
+            .unwrap()
+            .split_whitespace()
+            .map(|word| word.parse().ok());
+        Rlimit {
+            current: numbers.next().unwrap(),
+            maximum: numbers.next().unwrap(),
+        }
+    }
+
+    /// Leaves it no descriptors but `count`, until it may have all again.
+    pub fn leave_files(&self, count: Option<usize>) {
+        let Rlimit { maximum, .. } = self.files();
+        let open = |number: &u64| Path::new(&format!("/proc/{}/fd/{number}", self.id())).exists();
+        let current = match count {
+            Some(count) => (0..).filter(|number| !open(number)).nth(count),
+            None => maximum,
+        };
+        let pid = Pid::from_child(self.child.as_ref().unwrap());
+        prlimit(Some(pid), Resource::Nofile, Rlimit { current, maximum }).unwrap();
+    }
+
+    fn id(&self) -> u32 {
+        self.child.as_ref().unwrap().id()
     }
 
     /// The socket of a device.

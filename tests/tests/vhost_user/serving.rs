@@ -1,5 +1,7 @@
 //! What a front end may ask for, and gets.
 
+use std::io::Read;
+
 use vhost::VhostBackend;
 use vhost::vhost_user::VhostUserFrontend;
 use vhost::vhost_user::message::{VhostUserConfigFlags, VhostUserProtocolFeatures};
@@ -297,6 +299,45 @@ fn what_each_ring_has_served_is_said_when_its_front_end_goes() {
     program.wait_for("served so far", 1);
 
     assert_eq!(program.count("chains=[1, 3]"), 1);
+}
+
+#[test]
+fn without_descriptors_a_front_end_waits_until_there_are_some() {
+    let program = Program::serve(&[DISK], BYTES);
+
+    program.leave_files(Some(0));
+    let early = program.connect(0);
+    program.wait_for("a front end cannot be let in", 1);
+    program.leave_files(None);
+    drop(early);
+    let mut session = Session::connect(&program, 0);
+
+    assert_eq!(session.frontend.get_queue_num().unwrap(), 2);
+}
+
+#[test]
+fn a_connection_for_which_there_are_too_few_descriptors_is_closed_and_no_other() {
+    let program = Program::serve(&[DISK, "rng"], BYTES);
+
+    program.leave_files(Some(1));
+    let end = program.connect(0).read(&mut [0]).unwrap();
+    program.leave_files(None);
+    let mut disk = Session::connect(&program, 0);
+    let rng = Session::connect(&program, 1);
+
+    assert_eq!(end, 0);
+    assert_eq!(disk.frontend.get_queue_num().unwrap(), 2);
+    assert_ne!(rng.offered & VERSION_1, 0);
+}
+
+#[test]
+fn it_has_as_many_open_files_as_it_may() {
+    let program = Program::serve(&["rng"], BYTES);
+
+    let files = program.files();
+
+    assert_eq!(files.current, files.maximum);
+    assert_ne!(files.current, Some(64));
 }
 
 #[test]

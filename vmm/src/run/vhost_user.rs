@@ -15,6 +15,7 @@ use devices::registry::{DeviceSpec, OpenError};
 use devices::vhost_user::backend::{Server, ServerError};
 use devices::virtio::Device;
 use devices::virtio::worker::with_causes;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::low_level::pipe;
 use thiserror::Error;
@@ -148,6 +149,7 @@ fn shared_image(devices: &[DeviceArgument]) -> Option<PathBuf> {
 /// # Errors
 /// [`ServeError`].
 pub fn serve(sockets: Vec<Socket>) -> Result<(), ServeError> {
+    raise_limit();
     let (told, mut wait) = UnixStream::pair()?;
     for signal in [SIGTERM, SIGINT, SIGHUP] {
         pipe::register(signal, told.try_clone()?)?;
@@ -194,6 +196,19 @@ pub fn serve(sockets: Vec<Socket>) -> Result<(), ServeError> {
         });
     }
     all
+}
+
+/// As many descriptors as the process may have: a front end's memory takes one
+/// for each of its regions, of which it may have hundreds.
+fn raise_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let most = Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
+    if let Err(error) = setrlimit(Resource::Nofile, most) {
+        tracing::debug!(%error, files = limit.current, "the limit of open files stays as it is");
+    }
 }
 
 /// Opens a device and listens for it; nothing if a byte in `end` says to leave

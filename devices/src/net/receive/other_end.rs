@@ -9,7 +9,6 @@ use crate::virtio::poller::Poller;
 impl Receive {
     /// There is no other end any more.
     pub(super) fn gone(&mut self) {
-        let wire = self.port.wire.name();
         if let Wire::Link(link) = &self.port.wire {
             self.stream = None;
             self.deframer.clear();
@@ -18,12 +17,7 @@ impl Receive {
             self.resting = true;
             self.timer.arm(RETRY);
         }
-        if self.port.set_connected(false) {
-            tracing::warn!(
-                wire,
-                "a network card has lost its other end: its link is down"
-            );
-        }
+        self.port.lost();
     }
 
     /// Sees to it that somebody is there, if it is a socket.

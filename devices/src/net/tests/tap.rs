@@ -7,6 +7,7 @@ use std::sync::mpsc;
 
 use super::*;
 use crate::net::{OpenError, TapError};
+use crate::testing::lines::lines_of;
 
 /// Makes this thread's network one without any interface.
 fn leave_the_network() {
@@ -271,6 +272,25 @@ fn a_tap_that_vanishes_takes_the_link_down_and_nothing_else() {
     assert_eq!(rig.transmit.ring.used().len(), 1);
     let stats = rig.stats();
     assert_eq!((stats.link_downs, stats.tx_dropped), (1, 1));
+}
+
+#[test]
+#[ignore = "needs root and /dev/net/tun"]
+fn a_guest_that_resets_on_a_tap_that_has_vanished_finds_its_link_down_and_fills_no_log() {
+    let mut rig = on_tap(1, 0);
+    ip("link del vm");
+
+    let lines = lines_of(|| {
+        for _ in 0..10 {
+            rig.receive.handler.settle(&mut rig.receive.queue);
+            let features = rig.device.features();
+            rig.device.reset();
+            rig.receive = Side::start(&rig.ram, &mut rig.device, 0, features);
+        }
+    });
+
+    assert_eq!(rig.link(), 0);
+    assert_eq!((rig.stats().link_downs, lines), (1, 1));
 }
 
 #[test]

@@ -2,21 +2,24 @@
 
 use std::io;
 use std::net::Shutdown;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use vhost::vhost_user::{BackendReqHandler, Error};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::early;
 use super::error::ServerError;
 use super::messages::Backend;
 use crate::virtio::Device;
+use crate::virtio::bell::Bell;
+use crate::virtio::log_limit::LogLimit;
 use crate::virtio::worker::with_causes;
 
 /// Ends a [`Server`], from any thread.
@@ -25,7 +28,7 @@ pub struct Stop(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
-    event: EventFd,
+    event: Bell,
     stopped: AtomicBool,
     /// The connection being served.
     connection: Mutex<Option<UnixStream>>,
@@ -44,9 +47,7 @@ impl Stop {
     pub fn stop(&self) {
         // before the connection is looked at: one that comes later finds it
         self.0.stopped.store(true, Ordering::SeqCst);
-        if let Err(error) = self.0.event.write(1) {
-            tracing::error!(%error, "a server could not be told to end");
-        }
+        self.0.event.ring();
         if let Some(connection) = &*self.0.connection() {
             // gone already is as good
             let _ = connection.shutdown(Shutdown::Both);
@@ -65,6 +66,45 @@ pub struct Server {
 
 const LISTENER: u64 = 0;
 const STOP: u64 = 1;
+/// How long the listener is left alone when the host is short of something.
+const PAUSE: Timespec = Timespec {
+    tv_sec: 1,
+    tv_nsec: 0,
+};
+
+/// A connection, and what else it is held by.
+struct Connection {
+    /// For messages as they are in general.
+    messages: UnixStream,
+    /// For those that come before features are negotiated.
+    early: UnixStream,
+    /// For whoever stops the server.
+    kept: UnixStream,
+}
+
+impl Connection {
+    fn new(stream: UnixStream) -> io::Result<Self> {
+        Ok(Connection {
+            early: stream.try_clone()?,
+            kept: stream.try_clone()?,
+            messages: stream,
+        })
+    }
+}
+
+/// Nobody is there any more, or the call is to be made again.
+fn is_passing(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted
+    )
+}
+
+/// The host has no descriptor or no memory left, which passes. Linux accept(2)
+fn is_shortage(error: &io::Error) -> bool {
+    let shortages = [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::NOBUFS];
+    Errno::from_io_error(error).is_some_and(|errno| shortages.contains(&errno))
+}
 
 impl Server {
     /// Puts `device` on a socket at `path`; `label` names its threads, short.
@@ -78,15 +118,15 @@ impl Server {
             move |source| ServerError::System { what, path, source }
         };
         let backend = Backend::new(device, label).map_err(failed("make events for"))?;
-        let event = EventFd::new(EFD_NONBLOCK).map_err(failed("make events for"))?;
+        let event = Bell::new().map_err(failed("make events for"))?;
         let epoll = Epoll::new().map_err(failed("wait on"))?;
         make_way(path)?;
         let listener = UnixListener::bind(path).map_err(failed("listen on"))?;
-        for (fd, data) in [(listener.as_raw_fd(), LISTENER), (event.as_raw_fd(), STOP)] {
+        for (fd, data) in [(listener.as_fd(), LISTENER), (event.as_fd(), STOP)] {
             epoll
                 .ctl(
                     ControlOperation::Add,
-                    fd,
+                    fd.as_raw_fd(),
                     EpollEvent::new(EventSet::IN, data),
                 )
                 .map_err(failed("wait on"))?;
@@ -110,7 +150,8 @@ impl Server {
         Stop(Arc::clone(&self.shared))
     }
 
-    /// Serves front ends, one after the other, until it is told to stop.
+    /// Serves front ends, one after the other, until it is told to stop. What
+    /// the host is short of costs a connection and a while, not the socket.
     ///
     /// # Errors
     /// The socket failed.
@@ -119,14 +160,34 @@ impl Server {
             let path = self.path.clone();
             move |source| ServerError::System { what, path, source }
         };
+        let log = LogLimit::default();
         while !self.wait().map_err(failed("wait on"))? {
-            match self.listener.accept() {
-                Ok((stream, _)) => self.serve(stream).map_err(failed("serve"))?,
-                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+            let accepted = match self.listener.accept() {
+                Ok((stream, _)) => Connection::new(stream),
+                Err(error) => Err(error),
+            };
+            match accepted {
+                Ok(connection) => self.serve(connection),
+                Err(error) if is_passing(&error) => {}
+                Err(error) if is_shortage(&error) => {
+                    if let Some(withheld) = log.due() {
+                        tracing::warn!(%error, withheld, "a front end cannot be let in");
+                    }
+                    self.rest().map_err(failed("wait on"))?;
+                }
                 Err(error) => return Err(failed("accept on")(error)),
             }
         }
         Ok(())
+    }
+
+    /// Leaves the listener alone for a while, or until it is told to stop.
+    fn rest(&self) -> io::Result<()> {
+        let mut stop = [PollFd::new(&self.shared.event, PollFlags::IN)];
+        match poll(&mut stop, Some(&PAUSE)) {
+            Ok(_) | Err(Errno::INTR) => Ok(()),
+            Err(errno) => Err(errno.into()),
+        }
     }
 
     /// Waits for a front end; true: it is told to stop.
@@ -144,18 +205,22 @@ impl Server {
     }
 
     /// Serves one connection to its end.
-    fn serve(&self, stream: UnixStream) -> io::Result<()> {
-        *self.shared.connection() = Some(stream.try_clone()?);
+    fn serve(&self, connection: Connection) {
+        let Connection {
+            messages,
+            early,
+            kept,
+        } = connection;
+        *self.shared.connection() = Some(kept);
         if self.shared.stopped.load(Ordering::SeqCst) {
-            return Ok(());
+            return;
         }
         tracing::info!("a front end has connected");
-        let connection = stream.try_clone()?;
-        let mut messages = BackendReqHandler::from_stream(stream, Arc::clone(&self.backend));
+        let mut messages = BackendReqHandler::from_stream(messages, Arc::clone(&self.backend));
         let end = loop {
             let is_early = !self.backend().has_protocol_features();
-            let handled = match is_early && early::is_next(&connection) {
-                true => early::take(&connection, &mut self.backend()),
+            let handled = match is_early && early::is_next(&early) {
+                true => early::take(&early, &mut self.backend()),
                 false => messages.handle_request(),
             };
             match handled {
@@ -179,7 +244,6 @@ impl Server {
         }
         backend.disconnect();
         tracing::info!(chains = ?backend.served(), "served so far, by each ring");
-        Ok(())
     }
 
     fn backend(&self) -> MutexGuard<'_, Backend> {
