@@ -34,15 +34,15 @@
 //!
 //! The next one begins where the used ring ends ([`restart`]). Which requests
 //! the last one had is known where it tracks them (INFLIGHT_SHMFD): the next one
-//! gets the same record, and each is done once. Where it does not, they are the
-//! last ones of the available ring if requests are completed in order; if they
-//! were not, which the rings show, the device needs a reset.
+//! gets the same record, and each is done once. Where it does not, the ring itself
+//! shows it nearly always; if it does not, the device needs a reset.
 
 mod connection;
 mod inflight;
 mod restart;
 mod rings;
 mod table;
+mod unfinished;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
