@@ -25,6 +25,11 @@
 //! expect the flag that goes with it in another bit than the specification has
 //! it: the pool is quicker and shows less.
 //!
+//! Memory that leaves the guest stays mapped there until the back end was given
+//! what is left, which is done as soon as Xen says so: its rings are stopped,
+//! and go on with the new table. A guest that takes the same frames back at once
+//! and has them written to may lose that; ballooning is not for this mode.
+//!
 //! # Reset, and a back end that goes away
 //!
 //! A ring that its driver takes back is stopped (GET_VRING_BASE) before the
