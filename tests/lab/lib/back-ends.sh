@@ -32,7 +32,8 @@ build_back_end() { # NAME VERSION
   rm -r bin
 }
 
-# need_lab_back_ends [NAME…]: sets BACK_END_ARCHIVES, cpio archives for dom0's root with /lab/back-ends/NAME.
+# need_lab_back_ends [NAME…]: sets BACK_END_ARCHIVES, cpio archives for dom0's root with /lab/back-ends/NAME. NAME+xen is
+# the same back end built with its feature "xen": it maps the guest's memory itself.
 need_lab_back_ends() {
   local name
   BACK_END_ARCHIVES=()
@@ -41,6 +42,10 @@ need_lab_back_ends() {
     if [ "$name" = qemu-storage-daemon ]; then
       artefact "$name-aarch64" "$(content_key "$LAB_SUITE" "${STORAGE_DAEMON_PACKAGES[*]}" \
         "$(declare -f fetch_storage_daemon copy_with_libraries cpio_of)")" "15 MB to download" fetch_storage_daemon
+    elif [[ $name = *+xen ]]; then
+      artefact "$name-aarch64" "$(content_key "${BACK_ENDS[${name%+xen}]}" "${RUST_AARCH64_ENV[@]}" \
+        "$(declare -f build_xen_back_end)")" "one to two minutes" \
+        build_xen_back_end "${name%+xen}" "${BACK_ENDS[${name%+xen}]}" "${RUST_AARCH64_ENV[@]}"
     else
       artefact "$name-aarch64" "$(content_key "${BACK_ENDS[$name]}" "${RUST_AARCH64_ENV[@]}" \
         "$(declare -f build_lab_back_end back_end_options fetch_static_libraries)")" "one to two minutes" \
@@ -65,6 +70,17 @@ build_lab_back_end() { # NAME VERSION SETTING…
   "${CROSS}strip" -o "root/lab/back-ends/$name" "bin/$name"
   cpio_of root >archive.cpio
   rm -rf bin root libraries
+}
+
+build_xen_back_end() { # NAME VERSION SETTING…
+  local name=$1 version=$2
+  shift 2
+  env "$@" CARGO_PROFILE_RELEASE_DEBUG=0 "CARGO_TARGET_DIR=$BACK_END_TARGET-aarch64-xen" \
+    cargo install --locked --root . --features xen "$name@$version"
+  mkdir -p root/lab/back-ends
+  "${CROSS}strip" -o "root/lab/back-ends/$name+xen" "bin/$name"
+  cpio_of root >archive.cpio
+  rm -rf bin root "$BACK_END_TARGET-aarch64-xen"
 }
 
 fetch_static_libraries() { # of the release whose C library the linker has
