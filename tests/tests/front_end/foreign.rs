@@ -10,7 +10,7 @@ use devices::virtio::DeviceType;
 use devices::virtio::queue::Descriptor;
 use tests::Stand;
 use tests::back_end::{BackEnd, Way, in_front};
-use tests::raw::WRITE;
+use tests::raw::{Request, WRITE};
 use tests::stand::{Setup, disk, eventually, slot};
 use virtio_drivers::device::blk::RespStatus;
 use vmm::demo::guest::{Addresses, SECTOR, within};
@@ -145,6 +145,44 @@ fn a_back_end_reaches_the_memory_that_has_come_in_place_of_another() {
 
         assert!(before);
         driver.reset();
+        stand.finish();
+    })
+    .unwrap();
+}
+
+#[test]
+fn nothing_of_a_guest_is_written_once_its_reset_was_answered() {
+    within("the test", LIMIT, || {
+        let stand = Stand::new();
+        let (path, _) = stand.image("image", 1 << 20);
+        let socket = stand.path("socket");
+        let _back_end = BackEnd::serve(&socket, disk(&path));
+        let device = in_front(Way::DIRECT.config(&socket, DeviceType::BLOCK.0));
+        let place = stand.add(0, Addresses::Plain, device);
+        let driver = stand.raw(&place, 0);
+        let read = Request {
+            readable: vec![vec![0; 16]],
+            writable: vec![8192, 1],
+        };
+
+        for _ in 0..100 {
+            driver.negotiate();
+            let mut queue = driver.queue(0, 16);
+            driver.go();
+            let requests: Vec<_> = (0..4).map(|_| read.share(&driver.memory)).collect();
+            for (first, request) in (0..).step_by(3).zip(&requests) {
+                request.submit(&driver.memory, &mut queue, first);
+            }
+            driver.kick(&queue);
+            driver.reset();
+            // freed and poisoned, as a driver's that does not look back
+            queue.free(&driver.memory);
+            for request in requests {
+                request.take_back(&driver.memory);
+            }
+        }
+
+        stand.check();
         stand.finish();
     })
     .unwrap();
