@@ -244,6 +244,10 @@ impl Connection<'_> {
         if self.has_memory {
             return Ok(());
         }
+        if !can_map(Some(memory), self.peer.protocol) {
+            // it came while nobody knew yet which memory it would be
+            return Err(SessionError::NoXenMmap);
+        }
         let GuestMemory(memory, _) = memory;
         // before it is looked at: what changes meanwhile is looked at again
         self.direct.memory = self.shared.state().guest_rings.memory;

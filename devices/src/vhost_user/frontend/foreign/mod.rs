@@ -12,7 +12,9 @@
 //! Hence nothing of it is checked either. **A back end in this mode can do to its
 //! guest whatever it likes**, and is as much part of the guest as its kernel; of
 //! other guests it has nothing: what it maps frames by is restricted to this
-//! one.
+//! one. Doorbell and call are files that it has, too, and could make block: that
+//! would stop the thread that answers this guest's register accesses, and no other
+//! guest's.
 //!
 //! # Memory
 //!
