@@ -127,6 +127,11 @@ pub trait Device: Send {
     /// is started that goes on where it was.
     fn resume(&mut self) {}
 
+    /// Memory has left the guest, and other memory may come in its place: whoever
+    /// was given the guest's memory is soon to be given it anew. What the transport
+    /// maps for a device's workers is not the device's affair.
+    fn memory_changed(&mut self) {}
+
     /// Queue `index` is being asked back from its handler: whatever of the
     /// device's could keep the handler has to let go of it.
     fn stopping(&mut self, _index: u16) {}

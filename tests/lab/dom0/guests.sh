@@ -34,10 +34,14 @@ disks_line() {
   echo "disk = [ ${list%, } ]"
 }
 
-# virtio_line TYPE…: other virtio devices, such as device4, with grants.
-virtio_line() {
+# virtio_line TYPE…, plain_virtio_line TYPE…: other virtio devices, such as device4, with grants or with plain addresses.
+virtio_line() { virtio_lines 1 "$@"; }
+plain_virtio_line() { virtio_lines 0 "$@"; }
+virtio_lines() { # GRANTS TYPE…
+  grants=$1
+  shift
   list=
-  for type; do list="$list\"backend=0,type=virtio,$type,transport=mmio,grant_usage=1\", "; done
+  for type; do list="$list\"backend=0,type=virtio,$type,transport=mmio,grant_usage=$grants\", "; done
   echo "virtio = [ ${list%, } ]"
 }
 

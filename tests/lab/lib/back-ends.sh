@@ -38,7 +38,8 @@ build_back_end() { # NAME VERSION
   rm -r bin
 }
 
-# need_lab_back_ends [NAME…]: sets BACK_END_ARCHIVES, cpio archives for dom0's root with /lab/back-ends/NAME.
+# need_lab_back_ends [NAME…]: sets BACK_END_ARCHIVES, cpio archives for dom0's root with /lab/back-ends/NAME. NAME+xen is
+# the same back end built with its feature "xen": it maps the guest's memory itself.
 need_lab_back_ends() {
   local name version
   BACK_END_ARCHIVES=()
@@ -47,6 +48,10 @@ need_lab_back_ends() {
     if [ "$name" = qemu-storage-daemon ]; then
       artefact "$name-aarch64" "$(content_key "$LAB_SUITE" "${STORAGE_DAEMON_PACKAGES[*]}" \
         "$(declare -f fetch_storage_daemon copy_with_libraries cpio_of)")" "15 MB to download" fetch_storage_daemon
+    elif [[ $name = *+xen ]]; then
+      artefact "$name-aarch64" "$(content_key "${BACK_ENDS[${name%+xen}]}" "${RUST_AARCH64_ENV[@]}" \
+        "$(declare -f build_xen_back_end)")" "one to two minutes" \
+        build_xen_back_end "${name%+xen}" "${BACK_ENDS[${name%+xen}]}" "${RUST_AARCH64_ENV[@]}"
     else
       [ "$name" != vhost-device-gpio ] || host_need "${GPIO_HOST_PACKAGES[@]}"
       version=${BACK_ENDS[$name]:-${LAB_BACK_ENDS[$name]}}
@@ -81,6 +86,17 @@ build_lab_back_end() { # NAME VERSION SETTING…
   "${CROSS}strip" -o "root/lab/back-ends/$name" "bin/$name"
   cpio_of root >archive.cpio
   rm -rf bin root packages
+}
+
+build_xen_back_end() { # NAME VERSION SETTING…
+  local name=$1 version=$2
+  shift 2
+  env "$@" CARGO_PROFILE_RELEASE_DEBUG=0 "CARGO_TARGET_DIR=$BACK_END_TARGET-aarch64-xen" \
+    cargo install --locked --root . --features xen "$name@$version"
+  mkdir -p root/lab/back-ends
+  "${CROSS}strip" -o "root/lab/back-ends/$name+xen" "bin/$name"
+  cpio_of root >archive.cpio
+  rm -rf bin root "$BACK_END_TARGET-aarch64-xen"
 }
 
 # fetch_static_libraries PACKAGE…: into packages, of the release whose C library the linker has, or of what was brought

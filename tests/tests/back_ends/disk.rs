@@ -9,7 +9,7 @@ use virtio_drivers::device::blk::RespStatus;
 use vmm::demo::guest::{Disk, Pattern, SECTOR};
 
 use super::peer::Peer;
-use super::{Kind, bounced, every, serve};
+use super::{Kind, every, serve};
 
 pub const DISK: Kind = Kind {
     id: 2,
@@ -114,7 +114,7 @@ fn a_disk_holds_what_was_written() {
 #[test]
 #[ignore = "tests/vhost-user/back-ends runs it"]
 fn a_disk_whose_back_end_is_killed_loses_nothing() {
-    bounced(|way| {
+    every(|way| {
         let (served, mut peer) = serve(way, DISK, start);
         let image = served.stand.path(IMAGE);
         let mut load = Load::on(&image);

@@ -3,11 +3,15 @@
 
 use std::error::Error;
 
+use devices::registry::DeviceSpec;
+use devices::rng::RngConfig;
 use devices::vhost_user::frontend::config::Memory;
 use devices::virtio::DeviceType;
+use devices::virtio::queue::Descriptor;
 use tests::Stand;
 use tests::back_end::{BackEnd, Way, in_front};
-use tests::stand::{Setup, disk, slot};
+use tests::raw::{Request, WRITE};
+use tests::stand::{Setup, disk, eventually, slot};
 use virtio_drivers::device::blk::RespStatus;
 use vmm::demo::guest::{Addresses, SECTOR, within};
 use vmm::guest::EventMode;
@@ -100,4 +104,86 @@ fn a_device_with_a_guests_memory_is_not_served_to_another_front_end() {
     let text = foreign.unwrap_err().source().unwrap().to_string();
     assert!(text.contains("foreign"), "{text}");
     stand.finish();
+}
+
+#[test]
+fn a_back_end_reaches_the_memory_that_has_come_in_place_of_another() {
+    within("the test", LIMIT, || {
+        // beside the driver's own memory
+        const FRAME: u64 = 0x43000;
+        const PAGE: u64 = 4096;
+        let stand = Stand::new();
+        let socket = stand.path("socket");
+        let spec = RngConfig::default().validate().unwrap();
+        let _back_end = BackEnd::serve(&socket, DeviceSpec::Rng(spec).open().unwrap());
+        let device = in_front(Way::DIRECT.config(&socket, DeviceType::ENTROPY.0));
+        let place = stand.add(0, Addresses::Plain, device);
+        let driver = stand.raw(&place, 0);
+        driver.negotiate();
+        let mut queue = driver.queue(0, 8);
+        driver.go();
+        let mut ask = || {
+            let buffer = Descriptor {
+                addr: FRAME * PAGE,
+                len: 64,
+                flags: WRITE,
+                next: 0,
+            };
+            queue.describe(&driver.memory, 0, buffer);
+            queue.offer(&driver.memory, 0);
+            driver.kick(&queue);
+            driver.wait(&mut queue).unwrap();
+            let mut bytes = [0; 64];
+            stand.domain.read_memory(FRAME * PAGE, &mut bytes).unwrap();
+            bytes != [0; 64]
+        };
+
+        let before = ask();
+        stand.domain.balloon_out(FRAME, 1).unwrap();
+        stand.domain.balloon_in(FRAME, 1).unwrap();
+        eventually("the new page is written", &mut ask);
+
+        assert!(before);
+        driver.reset();
+        stand.finish();
+    })
+    .unwrap();
+}
+
+#[test]
+fn nothing_of_a_guest_is_written_once_its_reset_was_answered() {
+    within("the test", LIMIT, || {
+        let stand = Stand::new();
+        let (path, _) = stand.image("image", 1 << 20);
+        let socket = stand.path("socket");
+        let _back_end = BackEnd::serve(&socket, disk(&path));
+        let device = in_front(Way::DIRECT.config(&socket, DeviceType::BLOCK.0));
+        let place = stand.add(0, Addresses::Plain, device);
+        let driver = stand.raw(&place, 0);
+        let read = Request {
+            readable: vec![vec![0; 16]],
+            writable: vec![8192, 1],
+        };
+
+        for _ in 0..100 {
+            driver.negotiate();
+            let mut queue = driver.queue(0, 16);
+            driver.go();
+            let requests: Vec<_> = (0..4).map(|_| read.share(&driver.memory)).collect();
+            for (first, request) in (0..).step_by(3).zip(&requests) {
+                request.submit(&driver.memory, &mut queue, first);
+            }
+            driver.kick(&queue);
+            driver.reset();
+            // freed and poisoned, as a driver's that does not look back
+            queue.free(&driver.memory);
+            for request in requests {
+                request.take_back(&driver.memory);
+            }
+        }
+
+        stand.check();
+        stand.finish();
+    })
+    .unwrap();
 }

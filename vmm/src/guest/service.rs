@@ -222,7 +222,7 @@ impl Service {
             IoreqKind::Copy => self.memory(pending),
             IoreqKind::Invalidate => {
                 self.counts.invalidations += 1;
-                self.means.ram.invalidate();
+                self.invalidate();
                 self.respond(pending, 0);
             }
             kind => {
@@ -230,6 +230,16 @@ impl Service {
                 tracing::debug!(?kind, "a request of a kind that was not asked for");
                 let nothing = pending.request().all_ones();
                 self.respond(pending, nothing);
+            }
+        }
+    }
+
+    /// Memory has left the guest.
+    fn invalidate(&mut self) {
+        self.means.ram.invalidate();
+        for base in self.places.values() {
+            if let Some((_, slot)) = self.bus.device_mut(MmioAddress(*base)) {
+                slot.memory_changed();
             }
         }
     }

@@ -219,6 +219,13 @@ impl Slot {
         self.guarded("a new description", |transport| transport.reconfigure(spec));
     }
 
+    /// Memory has left the guest.
+    pub(super) fn memory_changed(&mut self) {
+        let span = self.span.clone();
+        let _entered = span.enter();
+        self.guarded("a change of memory", Transport::memory_changed);
+    }
+
     /// Begins to remove the device.
     pub(super) fn remove(&mut self, outbox: &Outbox) -> Rest {
         let span = self.span.clone();

@@ -204,6 +204,11 @@ impl Device for VhostUserDevice {
         self.shared.is_settled()
     }
 
+    fn memory_changed(&mut self) {
+        self.shared.state().guest_rings.memory += 1;
+        self.shared.bell.ring();
+    }
+
     fn stopping(&mut self, index: u16) {
         self.shared.let_go(index);
     }

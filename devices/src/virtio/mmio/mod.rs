@@ -351,6 +351,11 @@ impl Transport {
         self.device.reconfigure(spec);
     }
 
+    /// Memory has left the guest.
+    pub fn memory_changed(&mut self) {
+        self.device.memory_changed();
+    }
+
     /// Takes back the queues that workers have given back. True when nothing is
     /// being stopped or waited for any more: every write that was answered with
     /// [`Answer::Later`] is to be answered to the guest now.

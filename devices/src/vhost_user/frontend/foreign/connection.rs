@@ -31,6 +31,8 @@ pub(in super::super) struct Direct {
     rings: BTreeMap<u16, Held>,
     /// What the back end can reach: first address, bytes.
     regions: Vec<(u64, u64)>,
+    /// How often memory had left the guest when it was given that.
+    memory: u64,
     has_record: bool,
 }
 
@@ -90,15 +92,17 @@ impl Connection<'_> {
         }
     }
 
-    /// Stops the rings that their driver takes back, and gives them back.
+    /// Stops the rings that their driver takes back, and gives them back; or all of
+    /// them, because the guest's memory is not what it was.
     pub(in super::super) fn stop_guest_rings(&mut self) -> Result<(), SessionError> {
         let state = self.shared.state();
+        let is_outdated = self.has_memory && self.direct.memory != state.guest_rings.memory;
         let leaving: Vec<(u16, u64)> = self
             .direct
             .rings
             .iter()
             .map(|(queue, held)| (*queue, held.number))
-            .filter(|(queue, number)| state.guest_rings.is_leaving(*queue, *number))
+            .filter(|(queue, number)| is_outdated || state.guest_rings.is_leaving(*queue, *number))
             .collect();
         drop(state);
         let end = until(&self.shared.quit);
@@ -109,8 +113,12 @@ impl Connection<'_> {
             let next = self.peer.stop_ring(queue, &end)?;
             tracing::debug!(queue, next, "the back end has stopped a ring");
             self.direct.rings.remove(&queue);
-            let returned = self.shared.state().guest_rings.stopped(queue, number);
+            let base = u16::try_from(next).ok();
+            let returned = self.shared.state().guest_rings.stopped(queue, number, base);
             drop(returned);
+        }
+        if is_outdated {
+            self.has_memory = false;
         }
         Ok(())
     }
@@ -203,6 +211,9 @@ impl Connection<'_> {
         if !wanted.served {
             return Some(0);
         }
+        if wanted.base.is_some() {
+            return wanted.base;
+        }
         let conditions = Conditions {
             tracked: self.peer.protocol.contains(Protocol::INFLIGHT_SHMFD),
             once: self.shared.spec.after_restart == AfterRestart::Reset,
@@ -233,7 +244,13 @@ impl Connection<'_> {
         if self.has_memory {
             return Ok(());
         }
+        if !can_map(Some(memory), self.peer.protocol) {
+            // it came while nobody knew yet which memory it would be
+            return Err(SessionError::NoXenMmap);
+        }
         let GuestMemory(memory, _) = memory;
+        // before it is looked at: what changes meanwhile is looked at again
+        self.direct.memory = self.shared.state().guest_rings.memory;
         let regions = memory.share().map_err(SessionError::Share)?;
         if regions.is_empty() || regions.len() > REGIONS_MAX {
             let count = regions.len();

@@ -12,7 +12,9 @@
 //! Hence nothing of it is checked either. **A back end in this mode can do to its
 //! guest whatever it likes**, and is as much part of the guest as its kernel; of
 //! other guests it has nothing: what it maps frames by is restricted to this
-//! one.
+//! one. Doorbell and call are files that it has, too, and could make block: that
+//! would stop the thread that answers this guest's register accesses, and no other
+//! guest's.
 //!
 //! # Memory
 //!
@@ -25,6 +27,11 @@
 //! expect the flag that goes with it in another bit than the specification has
 //! it: the pool is quicker and shows less.
 //!
+//! Memory that leaves the guest stays mapped there until the back end was given
+//! what is left, which is done as soon as Xen says so: its rings are stopped,
+//! and go on with the new table. A guest that takes the same frames back at once
+//! and has them written to may lose that; ballooning is not for this mode.
+//!
 //! # Reset, and a back end that goes away
 //!
 //! A ring that its driver takes back is stopped (GET_VRING_BASE) before the
@@ -34,15 +41,15 @@
 //!
 //! The next one begins where the used ring ends ([`restart`]). Which requests
 //! the last one had is known where it tracks them (INFLIGHT_SHMFD): the next one
-//! gets the same record, and each is done once. Where it does not, they are the
-//! last ones of the available ring if requests are completed in order; if they
-//! were not, which the rings show, the device needs a reset.
+//! gets the same record, and each is done once. Where it does not, the ring itself
+//! shows it nearly always; if it does not, the device needs a reset.
 
 mod connection;
 mod inflight;
 mod restart;
 mod rings;
 mod table;
+mod unfinished;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;

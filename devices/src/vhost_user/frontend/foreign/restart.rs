@@ -2,19 +2,22 @@
 //!
 //! Only the guest's memory knows: whoever served the ring is gone. The requests
 //! that were not done are as many as the available index is ahead of the used
-//! one. If requests were completed in their order they are the last of the
-//! available ring; if not, one of them stands further ahead and a later one is
-//! done already, and to go on from the used index would lose the one and do the
-//! other twice. So the used entries that both rings still show are compared with
-//! the available ones of the same places: the same heads, or the ring cannot go
-//! on. Who tracks what is in flight knows better and is not compared.
+//! one, and a back end begins at the used index. Who tracks its requests
+//! (INFLIGHT_SHMFD) knows the rest. Another one takes the last of the available
+//! ring, which is right if requests were completed in their order. If not, one
+//! that was not done stands further ahead and a later one is done already: where
+//! the ring shows which ([`unfinished`]), the two change places. The driver has
+//! made these entries available and looks at them no more; those that it adds
+//! meanwhile stand behind them. Where the ring does not show it, it cannot go on.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use swiotlb::{Dma, Range, Transfer};
 use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress};
 
+use super::unfinished::unfinished;
 use crate::virtio::queue::ring::RingMemory;
 use crate::virtio::{
     ActiveQueue, DeviceError, DmaProvider, Interrupt, Notifier, QueueLayout, QueuePosition, Ring,
@@ -40,10 +43,10 @@ enum Stuck {
         /// Entries.
         size: u16,
     },
-    /// A later request was done before an earlier one.
+    /// Which requests were done does not come out.
     #[error(
-        "requests were completed out of their order and the back end does not track them \
-         (INFLIGHT_SHMFD): {in_flight} were in flight, and which is not known"
+        "requests were completed out of their order, and the back end does not track them \
+         (INFLIGHT_SHMFD): {in_flight} were in flight, and which does not come out"
     )]
     OutOfOrder {
         /// How many.
@@ -64,57 +67,124 @@ pub(super) fn base(
     conditions: Conditions,
 ) -> Result<u16, DeviceError> {
     let mut dma = memory.open()?;
-    let layout = ring.layout();
-    let seen = Seen {
-        memory: RingMemory::map(&layout, &mut dma)?,
-        layout,
-    };
-    let avail = seen.index(layout.avail)?;
-    let used = seen.index(layout.used)?;
-    let ahead = avail.wrapping_sub(used);
-    let size = layout.size;
-    if ahead > size {
-        return Err(Box::new(Stuck::Ahead { ahead, size }));
-    }
-    if ahead == 0 {
-        return Ok(used);
-    }
-    if !conditions.tracked && !seen.is_in_order(used, (size - ahead).min(used))? {
-        return Err(Box::new(Stuck::OutOfOrder { in_flight: ahead }));
+    let seen = Seen::of(ring.layout(), &mut dma)?;
+    let (used, ahead) = (seen.used, seen.ahead()?);
+    if ahead > 0 && !conditions.tracked {
+        let changes = seen.changes(ahead)?;
+        if !changes.is_empty() {
+            tracing::info!(
+                queue = ring.index(),
+                entries = changes.len(),
+                "requests were completed out of their order; the ring is put in order"
+            );
+        }
+        for (at, head) in changes {
+            let bytes = head.to_le_bytes();
+            let mut write = [Transfer::to_guest([Range::new(at, 2)?], &bytes)];
+            dma.transfer(&mut write);
+            let [write] = write;
+            write.result?;
+        }
     }
     drop(seen);
-    if conditions.once && has_something_to_read(memory, ring, used)? {
+    if ahead > 0 && conditions.once && has_something_to_read(memory, ring, used)? {
         return Err(Box::new(Stuck::Repeated));
     }
     Ok(used)
 }
 
+/// A ring as it is found. virtio 1.3 §2.7.6, §2.7.8
 struct Seen {
     memory: RingMemory,
     layout: QueueLayout,
+    avail: u16,
+    used: u16,
 }
 
 impl Seen {
-    /// The index of a ring. virtio 1.3 §2.7.6, §2.7.8
-    fn index(&self, ring: u64) -> Result<u16, DeviceError> {
-        let at = GuestAddress(ring.saturating_add(2));
-        Ok(u16::from_le(self.memory.load(at, Ordering::Acquire)?))
+    fn of(layout: QueueLayout, dma: &mut Dma) -> Result<Self, DeviceError> {
+        let memory = RingMemory::map(&layout, dma)?;
+        let index =
+            |ring: u64| memory.load(GuestAddress(ring.saturating_add(2)), Ordering::Acquire);
+        let (avail, used) = (index(layout.avail)?, index(layout.used)?);
+        Ok(Seen {
+            memory,
+            layout,
+            avail: u16::from_le(avail),
+            used: u16::from_le(used),
+        })
     }
 
-    /// Whether the last `count` used entries before `used` are of the available
-    /// ones in the same places.
-    fn is_in_order(&self, used: u16, count: u16) -> Result<bool, DeviceError> {
-        let (mut offered, mut done) = (Vec::new(), Vec::new());
-        for back in 1..=count {
-            let slot = u64::from(used.wrapping_sub(back) % self.layout.size);
-            let avail = GuestAddress(self.layout.avail + 4 + 2 * slot);
-            let entry = GuestAddress(self.layout.used + 4 + 8 * slot);
-            offered.push(u32::from(u16::from_le(self.memory.read_obj(avail)?)));
-            done.push(u32::from_le(self.memory.read_obj(entry)?));
+    /// How many requests are in flight.
+    fn ahead(&self) -> Result<u16, DeviceError> {
+        let (ahead, size) = (self.avail.wrapping_sub(self.used), self.layout.size);
+        match ahead > size {
+            true => Err(Box::new(Stuck::Ahead { ahead, size })),
+            false => Ok(ahead),
         }
-        offered.sort_unstable();
-        done.sort_unstable();
-        Ok(offered == done)
+    }
+
+    /// Where the available entry of a position is.
+    fn entry(&self, position: u16) -> u64 {
+        self.layout.avail + 4 + 2 * u64::from(position % self.layout.size)
+    }
+
+    fn head(&self, position: u16) -> Result<u16, DeviceError> {
+        let head: u16 = self.memory.read_obj(GuestAddress(self.entry(position)))?;
+        Ok(u16::from_le(head))
+    }
+
+    /// The used entry of a position: head and length.
+    fn used(&self, position: u16) -> Result<(u16, u32), DeviceError> {
+        let slot = u64::from(position % self.layout.size);
+        let at = GuestAddress(self.layout.used + 4 + 8 * slot);
+        let [id, len]: [u32; 2] = self.memory.read_obj(at)?;
+        // a head is one of 32768 at most
+        let head = u16::try_from(u32::from_le(id)).unwrap_or(u16::MAX);
+        Ok((head, u32::from_le(len)))
+    }
+
+    /// Whether the used ring has been filled to its end before.
+    fn is_round(&self) -> Result<bool, DeviceError> {
+        for position in self.used..self.layout.size {
+            if self.used(position)? != (0, 0) {
+                return Ok(true);
+            }
+        }
+        Ok(self.used >= self.layout.size)
+    }
+
+    /// The available entries to be changed, and the heads to be there, so that
+    /// the last `ahead` are those that were not done.
+    fn changes(&self, ahead: u16) -> Result<Vec<(u64, u16)>, DeviceError> {
+        let size = self.layout.size;
+        let (offered, done) = match self.is_round()? {
+            true => (size, size),
+            false => (self.avail.min(size), self.used),
+        };
+        let first = self.avail.wrapping_sub(offered);
+        let positions: Vec<u16> = (0..offered).map(|at| first.wrapping_add(at)).collect();
+        let avail = positions
+            .iter()
+            .map(|position| self.head(*position))
+            .collect::<Result<Vec<_>, _>>()?;
+        let used = (1..=done)
+            .rev()
+            .map(|back| Ok(self.used(self.used.wrapping_sub(back))?.0))
+            .collect::<Result<Vec<_>, DeviceError>>()?;
+        let all = offered == self.avail && done == self.used && !self.is_round()?;
+        let open = unfinished(&avail, &used, ahead.into(), all)
+            .ok_or(Stuck::OutOfOrder { in_flight: ahead })?;
+        let end = usize::from(offered - ahead);
+        // those that are done take the places of those that are not
+        let late = (end..avail.len()).filter(|at| !open.contains(at));
+        let early = open.iter().copied().filter(|at| *at < end);
+        let moved = early.zip(late);
+        let kept = (end..).zip(open.iter().copied());
+        let wanted = moved.chain(kept).filter(|(to, from)| to != from);
+        let change =
+            |(to, from): (usize, usize)| Some((self.entry(*positions.get(to)?), *avail.get(from)?));
+        Ok(wanted.filter_map(change).collect())
     }
 }
 

@@ -27,6 +27,8 @@ pub(super) struct GuestRing {
     pub held: bool,
     /// One had been, in this activation.
     pub served: bool,
+    /// Where it has stopped, if nothing of it was in flight then.
+    pub base: Option<u16>,
     /// Its driver wants it back.
     leaves: bool,
     /// It cannot be served until the device is reset.
@@ -39,6 +41,8 @@ pub(super) struct GuestRing {
 pub(in super::super) struct GuestRings {
     rings: BTreeMap<u16, GuestRing>,
     made: u64,
+    /// How often memory has left the guest.
+    pub(in super::super) memory: u64,
     /// What of them is in flight, kept for the next back end.
     pub(super) record: Option<Arc<Record>>,
 }
@@ -52,6 +56,7 @@ impl GuestRings {
             ring: Arc::new(ring),
             held: false,
             served: false,
+            base: None,
             leaves: false,
             refused: false,
         };
@@ -97,6 +102,7 @@ impl GuestRings {
         let Some(ring) = ring else { return false };
         ring.held = true;
         ring.served = true;
+        ring.base = None;
         true
     }
 
@@ -108,14 +114,21 @@ impl GuestRings {
         }
     }
 
-    /// A back end has stopped a ring.
+    /// A back end has stopped a ring, at `base` if it says so: gives it if it is to
+    /// be given back.
     #[must_use]
-    pub(super) fn stopped(&mut self, queue: u16, number: u64) -> Option<GuestRing> {
+    pub(super) fn stopped(
+        &mut self,
+        queue: u16,
+        number: u64,
+        base: Option<u16>,
+    ) -> Option<GuestRing> {
         let ring = self.rings.get_mut(&queue)?;
         if ring.number != number {
             return None;
         }
         ring.held = false;
+        ring.base = base;
         match ring.leaves {
             true => self.rings.remove(&queue),
             false => None,
@@ -132,7 +145,7 @@ impl GuestRings {
             .map(|(queue, ring)| (*queue, ring.number))
             .collect();
         held.into_iter()
-            .filter_map(|(queue, number)| self.stopped(queue, number))
+            .filter_map(|(queue, number)| self.stopped(queue, number, None))
             .collect()
     }
 

@@ -106,8 +106,39 @@ fn the_next_back_end_goes_on_where_the_used_ring_ends() {
 }
 
 #[test]
-fn out_of_order_and_untracked_the_device_needs_a_reset() {
+fn out_of_order_and_untracked_the_next_one_gets_what_was_not_done_once_and_in_order() {
     let mut rig = Rig::new(Partner::new());
+    let heads: Vec<u16> = (0..4).map(|number| rig.offer(&[number; 4])).collect();
+    rig.partner.take();
+    let (second, _) = rig.partner.take();
+    rig.partner.push_used(&[(second.into(), 0)]);
+
+    rig.die_and_come_back();
+    let again: Vec<_> = (0..3).map(|_| rig.partner.take()).collect();
+    let numbers: Vec<u8> = again
+        .iter()
+        .map(|(_, chain)| rig.partner.read(chain[0].addr, 4)[0])
+        .collect();
+    let has_more = rig.partner.has_more();
+    let entries: Vec<(u32, u32)> = again.iter().map(|(head, _)| ((*head).into(), 0)).collect();
+    rig.partner.push_used(&entries);
+
+    assert_eq!((numbers.as_slice(), has_more), (&[0, 2, 3][..], false));
+    let mut used: Vec<u16> = rig.ring.used().iter().map(|(head, _)| *head).collect();
+    used.sort_unstable();
+    assert_eq!(used, heads);
+    assert!(!rig.needs_reset());
+}
+
+#[test]
+fn a_ring_that_does_not_show_what_was_not_done_breaks_the_device() {
+    let mut rig = Rig::new(Partner::new());
+    for _ in 0..8 {
+        rig.offer(b"done");
+        let (head, _) = rig.partner.take();
+        rig.partner.push_used(&[(head.into(), 0)]);
+    }
+    // each descriptor is there once: nothing tells a new entry from an old one
     for number in 0..4 {
         rig.offer(&[number; 4]);
     }

@@ -6,7 +6,7 @@ use swiotlb::range::GRANT_BIT;
 use vhost::vhost_user::message::FrontendReq;
 
 use super::super::eventually;
-use super::super::partner::{Character, PROTOCOL, Partner};
+use super::super::partner::{Character, PROTOCOL, Partner, message};
 use super::{Provider, Rig, put_behind_registers};
 use crate::testing::{DriverRing, GuestRam, Line};
 use crate::virtio::Sharing;
@@ -124,4 +124,30 @@ fn foreign_memory_is_told_by_the_extended_table_and_a_file_too_if_it_is_negotiat
         assert_eq!(table[..8], [1, 0, 0, 0, 0, 0, 0, 0]);
         assert_eq!(table[40..], own);
     }
+}
+
+#[test]
+fn memory_that_has_left_the_guest_is_told_and_the_ring_goes_on_where_it_was() {
+    let mut rig = Rig::new(Partner::new());
+    let head = rig.offer(b"before");
+    rig.partner.take();
+    rig.partner.push_used(&[(head.into(), 0)]);
+    let stopped = [0, 0, 0, 0, 1, 0, 0, 0];
+    rig.partner.change(|character| {
+        let request = FrontendReq::GET_VRING_BASE;
+        character.instead = Some((request, message(request as u32, 5, &stopped)));
+    });
+
+    rig.transport.memory_changed();
+    eventually("the ring goes on", || {
+        rig.partner.bodies(FrontendReq::SET_VRING_KICK).len() == 2
+    });
+    rig.offer(b"after");
+    let (_, chain) = rig.partner.take();
+
+    assert_eq!(rig.partner.bodies(FrontendReq::SET_MEM_TABLE).len(), 2);
+    let bases = rig.partner.bodies(FrontendReq::SET_VRING_BASE);
+    assert_eq!(bases, [vec![0; 8], stopped.to_vec()]);
+    assert_eq!(rig.partner.read(chain[0].addr, 5), b"after");
+    assert!(!rig.needs_reset());
 }
