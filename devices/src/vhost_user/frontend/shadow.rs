@@ -272,7 +272,7 @@ impl ShadowRing {
     /// which [`ShadowRing::take_used`] then says.
     pub(super) fn has_used(&self) -> bool {
         let index = self.load(self.layout.used + 2, Ordering::Acquire);
-        index.map_or(true, |index| index != self.used.0)
+        index != Ok(self.used.0)
     }
 
     /// Asks for a call at the next used entry. True: it is there already.

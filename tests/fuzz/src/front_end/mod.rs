@@ -193,7 +193,13 @@ impl Guest {
     fn offer(&mut self, pieces: &[Piece]) {
         let pieces = pieces.get(..pieces.len().min(12)).unwrap_or_default();
         // half of them are short
-        let most = |piece: &Piece| if piece.len % 2 == 0 { 64 } else { 9000 };
+        let most = |piece: &Piece| {
+            if piece.len.is_multiple_of(2) {
+                64
+            } else {
+                9000
+            }
+        };
         let len = |piece: &Piece| u64::from(piece.len / 2 % most(piece)) + 1;
         let pages = |piece: &Piece| len(piece).next_multiple_of(16) + 16;
         let all: u64 = pieces.iter().map(pages).sum::<u64>() + 16 * pieces.len() as u64;
