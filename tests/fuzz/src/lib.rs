@@ -10,6 +10,7 @@
 pub mod blk;
 pub mod console;
 pub mod driver;
+pub mod front_end;
 pub mod heap;
 pub mod host;
 pub mod net;

@@ -194,7 +194,7 @@ impl VhostUserHandler {
         if self.judged.is_empty() {
             return Ok(());
         }
-        let written = |done: &Judged| line.out_of_pool(done.head, done.written);
+        let written = |done: &Judged| line.copies_back(done.head, done.written);
         let copies = self.judged.iter().flat_map(written);
         let faults = queue.dma().carry(copies);
         let (mut done, mut bytes) = (Vec::with_capacity(self.judged.len()), 0);
@@ -227,7 +227,7 @@ impl VhostUserHandler {
             return Ok(());
         }
         self.add_waiting(line)?;
-        let copies = self.added.iter().flat_map(|&head| line.to_pool(head));
+        let copies = self.added.iter().flat_map(|&head| line.copies_in(head));
         let faults = queue.dma().carry(copies);
         if let Some((owner, fault)) = faults.first() {
             let shadow = u16::try_from(*owner).ok();

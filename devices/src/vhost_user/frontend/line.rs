@@ -6,7 +6,7 @@ use swiotlb::{Access, Carry, Range};
 use vm_memory::VolatileSlice;
 
 use super::error::Violation;
-use super::pool::{CELL, EMPTY_CELL, SMALL_TABLE_BYTES};
+use super::pool::{CELL, CELL_REST, SMALL_TABLE_BYTES};
 use super::shadow::{DESCRIPTOR, ShadowRing};
 use super::shared::Lane;
 use super::slots::{Berths, Slots};
@@ -160,8 +160,8 @@ impl Line {
             }
         }
         if used > SMALL_TABLE_BYTES {
-            let rest = self.bytes(cell + SMALL_TABLE_BYTES, CELL - SMALL_TABLE_BYTES)?;
-            rest.copy_from(&EMPTY_CELL);
+            let rest = self.bytes(cell + SMALL_TABLE_BYTES, CELL_REST as u64)?;
+            rest.copy_from(&[0_u8; CELL_REST]);
         }
         let count = request.pieces.len();
         if self.ring.needs_table(count) {
@@ -196,7 +196,7 @@ impl Line {
     }
 
     /// What is copied into the pool for the request at `head`.
-    pub(super) fn to_pool(&self, head: u16) -> impl Iterator<Item = Carry<'_>> {
+    pub(super) fn copies_in(&self, head: u16) -> impl Iterator<Item = Carry<'_>> {
         let pieces = self.request(head).map(|request| &request.pieces[..]);
         let pieces = pieces.unwrap_or_default().iter();
         pieces
@@ -206,7 +206,7 @@ impl Line {
 
     /// What is copied back of the request at `head`, of which the back end has
     /// written the first `written` bytes of its room.
-    pub(super) fn out_of_pool(&self, head: u16, written: u64) -> impl Iterator<Item = Carry<'_>> {
+    pub(super) fn copies_back(&self, head: u16, written: u64) -> impl Iterator<Item = Carry<'_>> {
         let pieces = self.request(head).map(|request| &request.pieces[..]);
         let pieces = pieces.unwrap_or_default().iter();
         pieces

@@ -32,15 +32,14 @@ use crate::virtio::queue::QueueLayout;
 /// Where the back end finds its memory: an address that is neither the guest's
 /// nor this process's, of which it so learns nothing.
 const BASE: u64 = 0x1_0000_0000;
-/// Bytes of a cell, of which each head has one: for a small indirect table, and
-/// behind it for short pieces.
-pub(super) const CELL: u64 = EMPTY_CELL.len() as u64;
-/// What is in one that nobody has used.
-pub(super) const EMPTY_CELL: [u8; 512] = [0; 512];
 /// Descriptors of a small indirect table.
 pub(super) const SMALL_TABLE: usize = 8;
 /// Bytes of one.
 pub(super) const SMALL_TABLE_BYTES: u64 = 16 * SMALL_TABLE as u64;
+/// Bytes for short pieces behind it.
+pub(super) const CELL_REST: usize = 384;
+/// Bytes of a cell, of which each head has one.
+pub(super) const CELL: u64 = SMALL_TABLE_BYTES + CELL_REST as u64;
 
 /// Where a queue's parts are, from the beginning of its ring memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
