@@ -66,7 +66,9 @@ pub use allocator::{Allocator, Settings, Stats};
 pub use constraints::{Consumer, DeviceConstraints};
 pub use contiguity::{FrameTranslation, NoTranslation, OneToOne};
 pub use counters::{Counters, CountersSnapshot};
-pub use device::{Attrs, Bounced, Coherent, Device, Lease, Mapping, SgElement, SgMapping, Worker};
+pub use device::{
+    Attrs, Bounced, Coherent, Device, Keeper, Lease, Mapping, SgElement, SgMapping, Worker,
+};
 pub use direction::{Direction, SyncFor};
 pub use dma::{
     Carry, Dma, Done, GrantClass, GrantMode, GrantPolicy, GrantPolicySnapshot, InFlight, Job,

@@ -42,9 +42,8 @@ impl AddressSpace {
     #[inline(always)]
     pub(crate) fn is_identity(&self) -> bool {
         match self {
-            AddressSpace::Plain | AddressSpace::IommuIdentity => true,
             AddressSpace::OneToOne(foreign) => foreign.is_empty(),
-            AddressSpace::Translated(_) => false,
+            space => !matches!(space, AddressSpace::Translated(_)),
         }
     }
 

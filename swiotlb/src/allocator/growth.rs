@@ -312,7 +312,7 @@ fn fit(
                 continue;
             }
             let bus = Bus::of_pool(memory.base() + start, len, space)?;
-            if bus.eligible(0, placement) & (1 << skipped) != 0 {
+            if bus.eligible(0, *placement) & (1 << skipped) != 0 {
                 let part = memory.part(start, len)?;
                 return Ok(Some(Pool::new(part, bus, Sizing::exact(slots, 1)?)?));
             }

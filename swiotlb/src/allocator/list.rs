@@ -44,6 +44,13 @@ impl PoolList {
         self.pools.get(index)?.get()
     }
 
+    /// The newest pool and its number.
+    #[inline(always)]
+    pub(super) fn newest(&self) -> Option<(usize, &Arc<Pool>)> {
+        let index = self.len().checked_sub(1)?;
+        Some((index, self.get(index)?))
+    }
+
     /// All pools and their numbers, newest first.
     #[inline(always)]
     pub(super) fn newest_first(&self) -> impl Iterator<Item = (usize, &Arc<Pool>)> {

@@ -228,11 +228,36 @@ impl Allocator {
         pools.find_map(|(index, pool)| Some((index, pool, pool.bus().offset(bus)?)))
     }
 
+    /// Takes slots of the worker's own area in the newest pool, where nearly all
+    /// find them, for a request without constraints: them and their bus address.
+    /// `None` where they are not there.
+    #[inline(always)]
+    pub(crate) fn take_near(
+        &self,
+        hint: usize,
+        placement: Placement,
+        head: Head,
+        limit: u64,
+    ) -> Option<(Taken<'_>, u64)> {
+        let (index, pool) = self.pools.newest()?;
+        if !self.may_serve(pool, limit) {
+            return None;
+        }
+        let (place, bus) = pool.take_lowest(hint, placement, head)?;
+        self.hiwater.add(placement.slots);
+        Some((Taken { index, pool, place }, bus))
+    }
+
+    /// Whether a pool is for devices that reach up to `limit`.
+    #[inline(always)]
+    fn may_serve(&self, pool: &Pool, limit: u64) -> bool {
+        self.growing.is_none() || pool.max_bus() <= limit
+    }
+
     /// Takes slots: the worker's own area first, in every pool; then the next
     /// area. `None` only after every area of every pool. Where pools
     /// are added for devices that reach no other, those above `limit` are left
     /// alone.
-    #[inline(always)]
     pub(crate) fn take(
         &self,
         hint: usize,
@@ -248,13 +273,13 @@ impl Allocator {
                     continue;
                 }
                 areas_left = true;
-                if self.growing.is_some() && pool.max_bus() > limit {
+                if !self.may_serve(pool, limit) {
                     continue;
                 }
                 head.fallback = step > 0;
                 let turn = hint.wrapping_add(step);
                 // while a pool is being closed the others may serve
-                if let Ok(Some(place)) = pool.take(turn, placement, self.settings.policy, head) {
+                if let Ok(Some(place)) = pool.take(turn, *placement, self.settings.policy, head) {
                     self.hiwater.add(placement.slots);
                     return Some(Taken { index, pool, place });
                 }

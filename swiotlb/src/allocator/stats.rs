@@ -84,20 +84,25 @@ impl Hiwater {
     }
 
     /// Slots have been taken.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn add(&self, slots: u32) {
         if self.enabled {
-            let slots = u64::from(slots);
-            let used = self.used.fetch_add(slots, Ordering::Relaxed) + slots;
-            if used > self.highest.load(Ordering::Relaxed) {
-                self.highest.fetch_max(used, Ordering::Relaxed);
-            }
+            self.record(slots);
+        }
+    }
+
+    #[inline(never)]
+    fn record(&self, slots: u32) {
+        let slots = u64::from(slots);
+        let used = self.used.fetch_add(slots, Ordering::Relaxed) + slots;
+        if used > self.highest.load(Ordering::Relaxed) {
+            self.highest.fetch_max(used, Ordering::Relaxed);
         }
     }
 
     /// Slots are about to be free: counted before somebody else can take them,
     /// or they would count twice.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn sub(&self, slots: u32) {
         if self.enabled {
             self.used.fetch_sub(u64::from(slots), Ordering::Relaxed);

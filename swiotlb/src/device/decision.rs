@@ -77,28 +77,14 @@ impl Device {
         if attrs.mmio {
             return self.decide_mmio(address, len);
         }
-        let space = self.allocator.space();
-        let identity = space.is_identity();
-        let bus = if identity {
-            address
-        } else {
-            space.bus(address)?
-        };
-        // outside its windows a device reaches nothing
-        let reached = self.constraints.dma(bus, len);
-        let reason = match reached {
-            Ok(dma) => {
-                // an original that is not there is an error, bounced or not
-                let straddles = !identity && space.straddles(address, len)?;
-                match self.force {
-                    true => Some(Reason::Forced),
-                    false => self.reason(address, len, dma, straddles, direction, attrs)?,
-                }
+        let (reason, dma) = match self.sees_originals() {
+            true if self.force => (Some(Reason::Forced), address),
+            true => {
+                let reason = self.reason(address, len, address, false, direction, attrs)?;
+                (reason, address)
             }
-            Err(_) if self.force => Some(Reason::Forced),
-            Err(_) => Some(Reason::OutOfReach),
+            false => self.look_up(address, len, direction, attrs)?,
         };
-        let dma = reached.unwrap_or(bus);
         let Some(reason) = reason else {
             return Ok(Decision::Direct(dma));
         };
@@ -109,6 +95,42 @@ impl Device {
             return Err(Error::NoPool);
         }
         Ok(Decision::Bounce { reason, dma })
+    }
+
+    /// Whether the device has the domain's own addresses: nothing to look up,
+    /// and no windows.
+    #[inline(always)]
+    fn sees_originals(&self) -> bool {
+        self.constraints.ranges.is_empty() && self.allocator.space().is_identity()
+    }
+
+    /// The first reason to bounce a range whose address is another one for the
+    /// device, and that address.
+    #[inline(never)]
+    fn look_up(
+        &self,
+        address: u64,
+        len: u64,
+        direction: Direction,
+        attrs: &Attrs,
+    ) -> Result<(Option<Reason>, u64), Error> {
+        let space = self.allocator.space();
+        let bus = space.bus(address)?;
+        // outside its windows a device reaches nothing
+        let reached = self.constraints.dma(bus, len);
+        let reason = match reached {
+            Ok(dma) => {
+                // an original that is not there is an error, bounced or not
+                let straddles = space.straddles(address, len)?;
+                match self.force {
+                    true => Some(Reason::Forced),
+                    false => self.reason(address, len, dma, straddles, direction, attrs)?,
+                }
+            }
+            Err(_) if self.force => Some(Reason::Forced),
+            Err(_) => Some(Reason::OutOfReach),
+        };
+        Ok((reason, reached.unwrap_or(bus)))
     }
 
     fn decide_mmio(&self, address: u64, len: u64) -> Result<Decision, Error> {

@@ -10,6 +10,7 @@ use crate::direction::Direction;
 use crate::pool::Pool;
 use crate::pool::area::{AreaState, Owner};
 use crate::segment::{self, Segment};
+use crate::sync::Arc;
 
 /// A bounce buffer: slots of a pool that are freed when this is dropped, once
 /// and by whichever thread.
@@ -139,20 +140,46 @@ impl<H: Deref<Target = Device>> Lease<H> {
         self.slots.count = 0;
     }
 
-    /// Frees the slots, of which `written` bytes were copied back. The lease
-    /// holds nothing from then on.
+    /// Frees the slots, if it has them, of which `written` bytes were copied
+    /// back. The lease holds nothing from then on.
     #[inline(always)]
-    pub(super) fn free(&mut self, written: u64) {
-        let place = self.slots.place;
-        let count = std::mem::take(&mut self.slots.count);
-        match std::mem::take(&mut self.pool) {
-            PoolRef::Listed(index) => {
-                if let Some(pool) = self.device.allocator().pool(index) {
-                    self.device.free(pool, place, count, written);
-                }
-            }
-            PoolRef::Transient(kept) => self.device.free_kept(*kept, place, count, written),
-        }
+    fn free(&mut self, written: u64) {
+        let (slots, pool) = self.give_up();
+        self.device.free_in(pool, slots, written);
+    }
+
+    /// What it holds, which it does no longer.
+    #[inline(always)]
+    fn give_up(&mut self) -> (Slots, PoolRef) {
+        let slots = self.slots;
+        self.slots.count = 0;
+        (slots, std::mem::take(&mut self.pool))
+    }
+}
+
+/// What keeps a mapping's device: a reference, for mappings that live on a
+/// stack, or an [`Arc`], for those that live in a table of requests in flight.
+pub trait Keeper: Deref<Target = Device> + Sized {
+    /// Ends a lease, of which `written` bytes were copied back.
+    #[doc(hidden)]
+    fn end(lease: Lease<Self>, written: u64);
+}
+
+impl Keeper for &Device {
+    #[inline(always)]
+    fn end(mut lease: Lease<Self>, written: u64) {
+        let device = lease.device;
+        let (slots, pool) = lease.give_up();
+        // nothing is left of it, and what is not dropped need not be in memory
+        std::mem::forget(lease);
+        device.free_in(pool, slots, written);
+    }
+}
+
+impl Keeper for Arc<Device> {
+    #[inline(always)]
+    fn end(mut lease: Lease<Self>, written: u64) {
+        lease.free(written);
     }
 }
 

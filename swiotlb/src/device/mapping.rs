@@ -2,8 +2,8 @@
 
 use std::ops::{Deref, Range};
 
-use crate::constraints::{Consumer, SyncPolicy};
-use crate::device::{Device, Lease};
+use crate::constraints::SyncPolicy;
+use crate::device::{Device, Keeper, Lease};
 use crate::direction::{Direction, SyncFor};
 use crate::error::Error;
 use crate::originals::{OrigFault, Originals};
@@ -99,7 +99,10 @@ impl<H: Deref<Target = Device>> Mapping<H> {
     /// # Errors
     /// As [`Bounced::unmap`].
     #[inline(always)]
-    pub fn unmap(self, originals: &(impl Originals + ?Sized)) -> Result<(), Error> {
+    pub fn unmap(self, originals: &(impl Originals + ?Sized)) -> Result<(), Error>
+    where
+        H: Keeper,
+    {
         match self {
             Mapping::Direct(_) => Ok(()),
             Mapping::Bounced(bounced) => bounced.unmap(originals),
@@ -111,11 +114,15 @@ impl<H: Deref<Target = Device>> Mapping<H> {
     ///
     /// # Errors
     /// As [`Bounced::unmap_written`].
+    #[inline(always)]
     pub fn unmap_written(
         self,
         originals: &(impl Originals + ?Sized),
         written: &[Range<u64>],
-    ) -> Result<(), Error> {
+    ) -> Result<(), Error>
+    where
+        H: Keeper,
+    {
         match self {
             Mapping::Direct(_) => Ok(()),
             Mapping::Bounced(bounced) => bounced.unmap_written(originals, written),
@@ -170,7 +177,10 @@ impl<H: Deref<Target = Device>> Bounced<H> {
     /// # Errors
     /// [`Error::OrigFault`]; the slots are free even so.
     #[inline(always)]
-    pub fn unmap(self, originals: &(impl Originals + ?Sized)) -> Result<(), Error> {
+    pub fn unmap(self, originals: &(impl Originals + ?Sized)) -> Result<(), Error>
+    where
+        H: Keeper,
+    {
         self.lease.end(originals)
     }
 
@@ -180,34 +190,24 @@ impl<H: Deref<Target = Device>> Bounced<H> {
     /// # Errors
     /// [`Error::OutOfRange`] for a part outside the mapping, [`Error::OrigFault`];
     /// the slots are free even so. Nothing is copied of a part outside.
-    #[inline]
+    #[inline(always)]
     pub fn unmap_written(
         self,
         originals: &(impl Originals + ?Sized),
         written: &[Range<u64>],
-    ) -> Result<(), Error> {
-        let mut lease = self.lease;
-        // nothing is copied of any part if one of them is outside
-        for part in written {
-            if part.start > part.end || part.end > lease.len() {
-                lease.device().out_of_range();
-                return Err(Error::OutOfRange {
-                    address: lease.dma_address().saturating_add(part.start),
-                    len: part.end.saturating_sub(part.start),
-                });
+    ) -> Result<(), Error>
+    where
+        H: Keeper,
+    {
+        let lease = self.lease;
+        match written {
+            [part] if part.start <= part.end && part.end <= lease.len() => {
+                lease.end_written(originals, part)
             }
+            // apart: parts that are counted are many, and what is counted with
+            // them is kept in memory
+            parts => lease.end_written_in_parts(originals, parts),
         }
-        let (mut result, mut copied) = (Ok(()), 0);
-        if lease.direction().from_device() {
-            for part in written.iter().filter(|part| !part.is_empty()) {
-                match lease.copy_back(originals, part) {
-                    Ok(()) => copied += part.end - part.start,
-                    Err(fault) => result = result.and(Err(fault)),
-                }
-            }
-        }
-        lease.free(copied);
-        result
     }
 }
 
@@ -240,19 +240,73 @@ impl<H: Deref<Target = Device>> Lease<H> {
     /// Frees the slots; before, copies all of it back, if its direction and its
     /// consumer want that.
     #[inline(always)]
-    pub(super) fn end(mut self, originals: &(impl Originals + ?Sized)) -> Result<(), Error> {
-        let whole = match self.device().constraints().consumer {
-            Consumer::Trusted => true,
-            Consumer::Declaring => false,
-            Consumer::Untrusted { copy_back_whole } => copy_back_whole,
-        };
-        if !whole || !self.direction().from_device() {
-            self.free(0);
+    pub(super) fn end(self, originals: &(impl Originals + ?Sized)) -> Result<(), Error>
+    where
+        H: Keeper,
+    {
+        if !self.direction().from_device() || !self.device().copies_back_whole {
+            H::end(self, 0);
             return Ok(());
         }
         let result = self.copy_back(originals, &(0..self.len()));
         let written = if result.is_ok() { self.len() } else { 0 };
-        self.free(written);
+        H::end(self, written);
+        result
+    }
+
+    /// Frees the slots after one part, which is inside, was copied back.
+    #[inline(always)]
+    fn end_written(
+        self,
+        originals: &(impl Originals + ?Sized),
+        part: &Range<u64>,
+    ) -> Result<(), Error>
+    where
+        H: Keeper,
+    {
+        if part.is_empty() || !self.direction().from_device() {
+            H::end(self, 0);
+            return Ok(());
+        }
+        let result = self.copy_back(originals, part);
+        let copied = if result.is_ok() {
+            part.end - part.start
+        } else {
+            0
+        };
+        H::end(self, copied);
+        result
+    }
+
+    #[inline(never)]
+    fn end_written_in_parts(
+        self,
+        originals: &(impl Originals + ?Sized),
+        written: &[Range<u64>],
+    ) -> Result<(), Error>
+    where
+        H: Keeper,
+    {
+        // nothing is copied of any part if one of them is outside
+        for part in written {
+            if part.start > part.end || part.end > self.len() {
+                self.device().out_of_range();
+                return Err(Error::OutOfRange {
+                    address: self.dma_address().saturating_add(part.start),
+                    len: part.end.saturating_sub(part.start),
+                });
+            }
+        }
+        let (mut result, mut copied) = (Ok(()), 0);
+        if self.direction().from_device() {
+            for part in written.iter().filter(|part| !part.is_empty()) {
+                match self.copy_back(originals, part) {
+                    Ok(()) => copied += part.end - part.start,
+                    Err(fault) => result = result.and(Err(fault)),
+                }
+            }
+        }
+        H::end(self, copied);
         result
     }
 

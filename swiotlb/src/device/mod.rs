@@ -16,7 +16,7 @@ use std::num::NonZeroU64;
 
 pub use coherent::Coherent;
 pub use decision::Attrs;
-pub use lease::Lease;
+pub use lease::{Keeper, Lease};
 pub use mapping::{Bounced, Direct, Mapping};
 pub use sg::{SgElement, SgMapping};
 pub use worker::Worker;
@@ -24,6 +24,7 @@ pub use worker::Worker;
 use crate::allocator::Allocator;
 use crate::constraints::{Consumer, DeviceConstraints};
 use crate::error::Error;
+use crate::pool::area::Policy;
 use crate::sync::{Arc, AtomicBool, AtomicU64, Ordering, SlowMutex};
 
 /// A device that is attached to an allocator. On cache lines of its own, as is
@@ -39,8 +40,11 @@ pub struct Device {
     force: bool,
     /// Of every allocation, less one: granule and isolation.
     align_mask: u64,
-    /// Whether it takes slots wherever they are, as nearly all devices do.
+    /// Whether it takes the lowest slots wherever they are and has their
+    /// addresses of the bus, as nearly all devices do.
     unconstrained: bool,
+    /// Whether all of a mapping is copied back where nothing is stated.
+    copies_back_whole: bool,
     /// Its number, by which its transient pools are told from others'.
     number: u64,
     /// Whether it ever had a transient pool. Set before an address of one is
@@ -84,10 +88,17 @@ impl Device {
         Ok(Arc::new(Device {
             limit: AtomicU64::new(limit),
             force: constraints.force || allocator.forces(),
-            unconstrained: align_mask == 0
+            unconstrained: constraints.ranges.is_empty()
+                && align_mask == 0
+                && allocator.settings().policy == Policy::LowestFirst
                 && constraints.min_align_mask == 0
                 && constraints.seg_boundary == u64::MAX,
             align_mask,
+            copies_back_whole: match constraints.consumer {
+                Consumer::Trusted => true,
+                Consumer::Declaring => false,
+                Consumer::Untrusted { copy_back_whole } => copy_back_whole,
+            },
             direct: SlowMutex::default(),
             number: allocator.number_device(),
             had_transient: AtomicBool::new(false),

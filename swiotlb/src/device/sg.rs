@@ -2,7 +2,7 @@
 
 use std::ops::Deref;
 
-use crate::device::{Attrs, Device, Mapping, Worker};
+use crate::device::{Attrs, Device, Keeper, Mapping, Worker};
 use crate::direction::Direction;
 use crate::error::Error;
 use crate::originals::Originals;
@@ -35,7 +35,10 @@ impl<H: Deref<Target = Device>> SgMapping<H> {
     ///
     /// # Errors
     /// The first [`Error::OrigFault`]; everything is unmapped even so.
-    pub fn unmap(self, originals: &(impl Originals + ?Sized)) -> Result<(), Error> {
+    pub fn unmap(self, originals: &(impl Originals + ?Sized)) -> Result<(), Error>
+    where
+        H: Keeper,
+    {
         let mut result = Ok(());
         for mapping in self.mappings {
             result = result.and(mapping.unmap(originals));

@@ -131,16 +131,12 @@ impl Device {
         })
     }
 
-    /// Frees `count` slots, of which `written` bytes were copied back. A
-    /// function of its own: its callers are many and have registers to keep.
-    #[inline(never)]
-    pub(super) fn free(&self, pool: &Pool, place: Place, count: u32, written: u64) {
+    /// Frees `count` slots, of which `written` bytes were copied back.
+    #[inline(always)]
+    fn free(&self, pool: &Pool, place: Place, count: u32, written: u64) {
         let allocator = self.allocator();
-        let held = u64::from(count) * SLOT_SIZE;
-        if allocator.settings().scrub_on_free
-            && let Some(held) = pool.bytes(place.slot, 0, held)
-        {
-            segment::zero(&held);
+        if allocator.settings().scrub_on_free {
+            scrub(pool, place, count);
         }
         // before the slots are free, or they might count twice
         allocator.hiwater().sub(count);
@@ -150,9 +146,24 @@ impl Device {
         });
     }
 
+    /// Frees slots, of which `written` bytes were copied back.
+    #[inline(always)]
+    pub(super) fn free_in(&self, pool: PoolRef, slots: Slots, written: u64) {
+        let Slots { place, count, .. } = slots;
+        match pool {
+            PoolRef::Listed(index) => {
+                if let Some(pool) = self.allocator().pool(index) {
+                    self.free(pool, place, count, written);
+                }
+            }
+            PoolRef::Transient(kept) => self.free_kept(*kept, place, count, written),
+        }
+    }
+
     /// As [`Device::free`], with the pool that served these slots alone.
     #[cold]
-    pub(super) fn free_kept(&self, kept: Kept, place: Place, count: u32, written: u64) {
+    #[inline(never)]
+    fn free_kept(&self, kept: Kept, place: Place, count: u32, written: u64) {
         self.free(&kept.0, place, count, written);
         self.allocator().end_transient(&kept.0);
     }
@@ -167,5 +178,13 @@ impl Device {
         if let PoolRef::Transient(kept) = &reference {
             self.allocator().end_transient(&kept.0);
         }
+    }
+}
+
+/// Zeroes slots that are about to be free.
+#[cold]
+fn scrub(pool: &Pool, place: Place, count: u32) {
+    if let Some(held) = pool.bytes(place.slot, 0, u64::from(count) * SLOT_SIZE) {
+        segment::zero(&held);
     }
 }

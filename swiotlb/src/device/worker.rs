@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::marker::PhantomData;
 use std::ops::Deref;
 
+use crate::allocator::Taken;
 use crate::constraints::{Consumer, capable};
 use crate::device::decision::Decision;
 use crate::device::slots::{PoolRef, Slots};
@@ -11,9 +12,9 @@ use crate::device::{Attrs, Bounced, Device, Direct, DirectMaps, Lease, Mapping};
 use crate::direction::Direction;
 use crate::error::Error;
 use crate::originals::Originals;
-use crate::pool::Place;
 use crate::pool::area::{Head, Owner, Policy};
 use crate::pool::placement::{Asked, Placement};
+use crate::pool::{Place, Pool};
 use crate::reason::Reason;
 use crate::sizing::SEGMENT_SIZE;
 use crate::sync::{Arc, Ordering};
@@ -62,8 +63,13 @@ struct Unfilled<'a> {
 
 impl Unfilled<'_> {
     #[inline(always)]
-    fn fill(&self, originals: &(impl Originals + ?Sized)) -> Result<(), Error> {
-        let pool = self.device.pool_of(&self.pool).ok_or(Error::NoPool)?;
+    fn fill(
+        &self,
+        found: Option<&Pool>,
+        originals: &(impl Originals + ?Sized),
+    ) -> Result<(), Error> {
+        let pool = found.or_else(|| self.device.pool_of(&self.pool));
+        let pool = pool.ok_or(Error::NoPool)?;
         self.slots.fill(self.device, pool, originals)
     }
 
@@ -215,22 +221,90 @@ impl Worker {
             }
             _ => {}
         }
-        let asking = Asking::of(address, len, direction, attrs);
-        let (pool, slots) = self.take(&asking, reason)?;
+        let near = self.take_near(address, len, direction, attrs, reason);
+        let (found, pool, slots) = match near {
+            Some((taken, slots)) => (Some(taken.pool), PoolRef::Listed(taken.index), slots),
+            None => {
+                let (pool, slots) = self.take_anywhere(address, len, direction, attrs, reason)?;
+                (None, pool, slots)
+            }
+        };
         // freed again where the copy fails, or where it panics
         let unfilled = Unfilled {
             device: &self.device,
             pool,
             slots,
         };
-        unfilled.fill(originals)?;
-        let pool = unfilled.filled();
-        let lease = Lease::new(device, pool, slots);
+        unfilled.fill(found, originals)?;
+        let lease = Lease::new(device, unfilled.filled(), slots);
         Ok(Mapping::Bounced(Bounced { lease }))
     }
 
-    /// Takes slots and checks that the device reaches them.
+    /// Takes slots for whatever device, wherever there is room. Apart from the
+    /// way that nearly all mappings take, and told what it needs one by one: what
+    /// has to have an address for a call is kept in memory before it, too.
+    #[inline(never)]
+    fn take_anywhere(
+        &self,
+        address: u64,
+        len: u64,
+        direction: Direction,
+        attrs: &Attrs,
+        reason: Reason,
+    ) -> Result<(PoolRef, Slots), Error> {
+        self.take(&Asking::of(address, len, direction, attrs), reason)
+    }
+
+    /// Takes slots of the worker's own area, in the newest pool, for a device
+    /// without constraints: their pool and they. `None` where that is not
+    /// what is wanted or not what there is; then nothing has changed.
     #[inline(always)]
+    fn take_near(
+        &self,
+        address: u64,
+        len: u64,
+        direction: Direction,
+        attrs: &Attrs,
+        reason: Reason,
+    ) -> Option<(Taken<'_>, Slots)> {
+        let device = &*self.device;
+        if !device.unconstrained || attrs.align != 1 || len > SEGMENT_SIZE {
+            return None;
+        }
+        let placement = Placement::of_len(len);
+        let head = Head {
+            orig: address,
+            len: u32::try_from(len).unwrap_or(u32::MAX), // at most a segment
+            before: placement.before,
+            slots: 0,
+            direction,
+            owner: Owner::Value,
+            reason,
+            fallback: false,
+            filled: device.constraints().fills(direction),
+        };
+        let limit = device.limit();
+        let (taken, dma) = device
+            .allocator()
+            .take_near(self.hint, placement, head, limit)?;
+        if !capable(dma, len, limit) {
+            // whoever looks everywhere finds out, too, and says so
+            device.cancel(PoolRef::Listed(taken.index), taken.place, placement.slots);
+            return None;
+        }
+        let slots = Slots {
+            place: taken.place,
+            count: placement.slots,
+            before: placement.before,
+            len: head.len,
+            orig: address,
+            dma,
+            direction,
+        };
+        Some((taken, slots))
+    }
+
+    /// Takes slots and checks that the device reaches them.
     pub(super) fn take(&self, asking: &Asking, reason: Reason) -> Result<(PoolRef, Slots), Error> {
         let constraints = self.device.constraints();
         let placement = self.device.placement(asking)?;
@@ -296,7 +370,7 @@ impl Worker {
         device.had_transient.store(true, Ordering::Release);
         let pool = allocator.transient(device.number, placement, device.limit());
         if let Some(pool) = pool {
-            if let Ok(Some(place)) = pool.take(0, placement, Policy::LowestFirst, head) {
+            if let Ok(Some(place)) = pool.take(0, *placement, Policy::LowestFirst, head) {
                 allocator.hiwater().add(placement.slots);
                 return Ok(Found {
                     start: pool.bus_of(place.slot),
@@ -336,16 +410,7 @@ impl Worker {
 
 impl Device {
     /// The slots that a range needs.
-    #[inline(always)]
     fn placement(&self, asking: &Asking) -> Result<Placement, Error> {
-        if self.unconstrained && asking.align == 1 && asking.len <= SEGMENT_SIZE {
-            return Ok(Placement::of_len(asking.len));
-        }
-        self.constrained_placement(asking)
-    }
-
-    #[inline(never)]
-    fn constrained_placement(&self, asking: &Asking) -> Result<Placement, Error> {
         if !asking.align.is_power_of_two() {
             return Err(Error::Invalid {
                 what: "the alignment of a mapping",

@@ -6,7 +6,7 @@
 
 use crate::direction::Direction;
 use crate::error::Error;
-use crate::pool::bits;
+use crate::pool::bits::{self, Bits};
 use crate::pool::placement::Placement;
 use crate::reason::Reason;
 use crate::sizing::SEGMENT_SLOTS;
@@ -68,9 +68,9 @@ pub(crate) enum Owner {
 #[repr(C, align(128))]
 struct Segment {
     /// A one for each free slot. Those behind the pool's end are never free.
-    free: u128,
+    free: Bits,
     /// A one for each slot that is the first of a mapping.
-    heads: u128,
+    heads: Bits,
     /// Of the mappings, by their first slots.
     records: [Option<Head>; SEGMENT_SLOTS as usize],
 }
@@ -79,8 +79,8 @@ impl Default for Segment {
     /// One without slots.
     fn default() -> Self {
         Segment {
-            free: 0,
-            heads: 0,
+            free: Bits::default(),
+            heads: Bits::default(),
             records: [None; SEGMENT_SLOTS as usize],
         }
     }
@@ -167,10 +167,9 @@ impl AreaState {
     /// tells for a segment, by its first slot in the area, which slots may be
     /// the first. Returns the first slot, or `None` after every segment was
     /// looked through.
-    #[inline(always)]
     pub(crate) fn take(
         &mut self,
-        placement: &Placement,
+        placement: Placement,
         policy: Policy,
         mut head: Head,
         eligible: impl Fn(u32) -> u128,
@@ -196,8 +195,8 @@ impl AreaState {
         let Some(record) = segment.records.get_mut(bit as usize) else {
             return Ok(None);
         };
-        segment.free &= !bits::span(bit, slots);
-        segment.heads |= 1 << bit;
+        segment.free.clear(bit, slots);
+        segment.heads.set(bit, 1);
         head.slots = u8::try_from(slots).unwrap_or(u8::MAX); // at most 128
         self.stats.count(&head);
         *record = Some(head);
@@ -205,23 +204,58 @@ impl AreaState {
         Ok(Some(first_slot(index) + bit))
     }
 
+    /// As [`AreaState::take`] with [`Policy::LowestFirst`], where the slots that
+    /// may be the first are the same ones in all segments. `None` also where the
+    /// area is closed. What nearly all mappings take, and so no more than they
+    /// need: a choice of policies and a function for the eligible slots would
+    /// cost half as much again.
     #[inline(always)]
+    pub(crate) fn take_lowest(
+        &mut self,
+        slots: u32,
+        eligible: u128,
+        mut head: Head,
+    ) -> Option<u32> {
+        if self.closed {
+            return None;
+        }
+        let mut index = self.lowest;
+        loop {
+            let segment = self.segments.get_mut(index as usize)?;
+            let free = segment.free.all();
+            let candidates = bits::starts(free, slots) & eligible;
+            if candidates != 0 {
+                let bit = candidates.trailing_zeros();
+                let record = segment.records.get_mut(bit as usize)?;
+                segment.free.clear(bit, slots);
+                segment.heads.set(bit, 1);
+                head.slots = u8::try_from(slots).unwrap_or(u8::MAX); // at most 128
+                *record = Some(head);
+                self.stats.count(&head);
+                self.used += slots;
+                return Some(first_slot(index) + bit);
+            }
+            if free == 0 && self.lowest == index {
+                self.lowest += 1;
+            }
+            index += 1;
+        }
+    }
+
     fn lowest_first(&mut self, slots: u32, eligible: impl Fn(u32) -> u128) -> Option<(u32, u32)> {
         let mut index = self.lowest;
         while let Some(segment) = self.segments.get(index as usize) {
-            if segment.free == 0 {
-                if self.lowest == index {
-                    self.lowest += 1;
-                }
-            } else {
-                let runs = bits::starts(segment.free, slots);
-                let candidates = match runs {
-                    0 => 0,
-                    runs => runs & eligible(first_slot(index)),
-                };
-                if candidates != 0 {
-                    return Some((index, candidates.trailing_zeros()));
-                }
+            let free = segment.free.all();
+            let runs = bits::starts(free, slots);
+            let candidates = match runs {
+                0 => 0,
+                runs => runs & eligible(first_slot(index)),
+            };
+            if candidates != 0 {
+                return Some((index, candidates.trailing_zeros()));
+            }
+            if free == 0 && self.lowest == index {
+                self.lowest += 1;
             }
             index += 1;
         }
@@ -237,7 +271,7 @@ impl AreaState {
             .chain(0..=at)
             .enumerate()
             .find_map(|(step, index)| {
-                let free = self.segments.get(index as usize)?.free;
+                let free = self.segments.get(index as usize)?.free.all();
                 let mut candidates = bits::starts(free, slots) & eligible(first_slot(index));
                 if step == 0 {
                     candidates &= !before;
@@ -253,11 +287,11 @@ impl AreaState {
     pub(crate) fn find(&self, slot: u32) -> Option<(u32, Head)> {
         let segment = self.segments.get((slot / SEGMENT_SLOTS) as usize)?;
         let bit = slot % SEGMENT_SLOTS;
-        if segment.free & (1 << bit) != 0 {
+        if segment.free.all() & (1 << bit) != 0 {
             return None;
         }
         // the last first slot at or below this one
-        let below = segment.heads & bits::run(bit + 1);
+        let below = segment.heads.all() & bits::run(bit + 1);
         let first = below.checked_ilog2()?;
         let head = (*segment.records.get(first as usize)?)?;
         let first = slot - bit + first;
@@ -279,8 +313,8 @@ impl AreaState {
         let segment = self.segments.get_mut(index as usize)?;
         let bit = first % SEGMENT_SLOTS;
         let head = segment.records.get_mut(bit as usize)?.take()?;
-        segment.free |= bits::span(bit, u32::from(head.slots));
-        segment.heads &= !(1 << bit);
+        segment.free.set(bit, u32::from(head.slots));
+        segment.heads.clear(bit, 1);
         self.used -= u32::from(head.slots);
         self.lowest = self.lowest.min(index);
         Some(head)
@@ -313,7 +347,7 @@ impl AreaState {
         let runs = self
             .segments
             .iter()
-            .map(|segment| bits::longest(segment.free));
+            .map(|segment| bits::longest(segment.free.all()));
         runs.max().unwrap_or(0)
     }
 }
@@ -378,7 +412,7 @@ fn segments(slots: u32) -> Result<Box<[Segment]>, Error> {
     // where they will be: each is some kilobytes, which stacks need not have
     segments.resize_with(count as usize, Segment::default);
     for (first, segment) in (0..).step_by(SEGMENT_SLOTS as usize).zip(&mut segments) {
-        segment.free = bits::run((slots - first).min(SEGMENT_SLOTS));
+        segment.free = Bits::run((slots - first).min(SEGMENT_SLOTS));
     }
     Ok(segments.into())
 }

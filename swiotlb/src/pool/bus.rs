@@ -57,6 +57,15 @@ impl Bus {
         }
     }
 
+    /// The first address of a pool that is one piece.
+    #[inline(always)]
+    pub(crate) fn linear(&self) -> Option<u64> {
+        match self {
+            Bus::Linear { base, .. } => Some(*base),
+            Bus::Paged { .. } => None,
+        }
+    }
+
     /// Bytes of the pool.
     fn len(&self) -> u64 {
         match self {
@@ -113,14 +122,14 @@ impl Bus {
     /// of a request. Where the pool is not one piece, neither may the request
     /// cross from piece to piece.
     #[inline(always)]
-    pub(crate) fn eligible(&self, slot: u32, placement: &Placement) -> u128 {
+    pub(crate) fn eligible(&self, slot: u32, placement: Placement) -> u128 {
         match self {
             Bus::Linear { base, .. } => placement.eligible((base >> SLOT_SHIFT) + u64::from(slot)),
             Bus::Paged { .. } => self.eligible_paged(u64::from(slot), placement),
         }
     }
 
-    fn eligible_paged(&self, first: u64, placement: &Placement) -> u128 {
+    fn eligible_paged(&self, first: u64, placement: Placement) -> u128 {
         let slots = (self.len() / SLOT_SIZE).saturating_sub(first);
         let mut accepted = 0u128;
         let mut joined = 0u128; // slots that the next one follows on the bus

@@ -9,7 +9,7 @@ use vm_memory::VolatileSlice;
 
 use crate::error::Error;
 use crate::memory::PoolMemory;
-use crate::sizing::{SEGMENT_SLOTS, SLOT_SIZE, Sizing};
+use crate::sizing::{SEGMENT_SLOTS, SLOT_SHIFT, SLOT_SIZE, Sizing};
 use area::{Area, AreaState, Closed, Head, Policy};
 use bus::Bus;
 use placement::Placement;
@@ -96,13 +96,37 @@ impl Pool {
         &self.areas
     }
 
+    /// Takes the lowest slots of one area, chosen by `turn`, of which the low bits
+    /// count, for a request without constraints: them and their bus address.
+    /// `None` where that is not to be had at once, as where the pool is not one
+    /// piece on the bus.
+    #[inline(always)]
+    pub(crate) fn take_lowest(
+        &self,
+        turn: usize,
+        placement: Placement,
+        head: Head,
+    ) -> Option<(Place, u64)> {
+        let base = self.bus.linear()?;
+        let index = turn & (self.areas.len() - 1); // a power of two of them
+        let (area, number) = (self.areas.get(index)?, u32::try_from(index).ok()?);
+        let first = number * self.area_slots;
+        // segments have an even number of slots, and the request looks no further
+        let eligible = placement.eligible(u64::from(first) + (base >> SLOT_SHIFT));
+        let slot = area.lock().take_lowest(placement.slots, eligible, head)?;
+        let place = Place {
+            area: number,
+            slot: first + slot,
+        };
+        Some((place, base + u64::from(place.slot) * SLOT_SIZE))
+    }
+
     /// Looks for slots in one area, chosen by `turn`, of which the low bits
     /// count.
-    #[inline(always)]
     pub(crate) fn take(
         &self,
         turn: usize,
-        placement: &Placement,
+        placement: Placement,
         policy: Policy,
         head: Head,
     ) -> Result<Option<Place>, Closed> {
@@ -112,7 +136,7 @@ impl Pool {
         };
         let first = number * self.area_slots;
         let mut state = area.lock();
-        let eligible = |slot| self.bus.eligible(first + slot, placement);
+        let eligible = move |slot| self.bus.eligible(first + slot, placement);
         let taken = state.take(placement, policy, head, eligible)?;
         Ok(taken.map(|slot| Place {
             area: number,

@@ -108,7 +108,18 @@ impl Placement {
     /// Which slots of a segment may be the first one, where the segment's
     /// first slot has the number `first` on the bus and all follow it there.
     #[inline(always)]
-    pub(crate) fn eligible(&self, first: u64) -> u128 {
+    pub(crate) fn eligible(self, first: u64) -> u128 {
+        match (self.stride, self.window) {
+            (0, NO_WINDOW) => u128::MAX,
+            // those of one parity
+            (1, NO_WINDOW) if first & 1 == self.residue => bits::EVEN,
+            (1, NO_WINDOW) => !bits::EVEN,
+            _ => self.eligible_within(first),
+        }
+    }
+
+    #[inline(never)]
+    fn eligible_within(self, first: u64) -> u128 {
         let to_residue = self.residue.wrapping_sub(first) & self.stride;
         let aligned = bits::every(self.stride, to_residue);
         if self.window == NO_WINDOW {
@@ -118,7 +129,7 @@ impl Placement {
     }
 
     /// Which slots of a segment leave room up to the next boundary.
-    fn inside_windows(&self, first: u64) -> u128 {
+    fn inside_windows(self, first: u64) -> u128 {
         let into = first & (self.window - 1);
         if let Ok(window @ 1..=64) = u32::try_from(self.window) {
             // `slots` is at most the window
@@ -172,6 +183,22 @@ mod tests {
                 max: SEGMENT_SIZE,
             };
             assert_eq!(Placement::of_len(len), Placement::of(&asked).unwrap());
+        }
+    }
+
+    #[test]
+    fn a_length_alone_is_eligible_where_masks_say() {
+        for len in [1, 2048, 4096, SEGMENT_SIZE] {
+            for residue in [0, 1] {
+                let placement = Placement {
+                    residue: residue & Placement::of_len(len).stride,
+                    ..Placement::of_len(len)
+                };
+                for first in [0, 1, 128, 129] {
+                    let masks = placement.eligible_within(first);
+                    assert_eq!(placement.eligible(first), masks, "{placement:?} at {first}");
+                }
+            }
         }
     }
 }

@@ -39,6 +39,16 @@ pub struct Plan {
     pub bursts: u32,
     /// The length that a burst is to have.
     pub length: Duration,
+    /// Operations of which a burst is to have a whole number of times as many.
+    pub whole: u64,
+}
+
+impl Plan {
+    /// The rounds in which it is found out how many operations a burst is: few
+    /// where it has many to begin with.
+    fn growing(&self) -> u32 {
+        if self.whole > 1 { 3 } else { 24 }
+    }
 }
 
 /// What the contenders took: nanoseconds per operation, burst by burst.
@@ -49,6 +59,15 @@ pub struct Outcome {
 }
 
 impl Outcome {
+    /// Adds the bursts of the same contenders at another time.
+    pub fn extend(&mut self, later: &Outcome) {
+        for (all, more) in self.threads.iter_mut().zip(&later.threads) {
+            for (all, more) in all.iter_mut().zip(more) {
+                all.extend(more);
+            }
+        }
+    }
+
     /// What a contender took on one thread.
     pub fn of_thread(&self, thread: usize, contender: usize) -> Series {
         let series = self
@@ -77,6 +96,7 @@ pub fn take_turns(threads: Vec<Vec<Subject<'_>>>, plan: &Plan) -> anyhow::Result
     let meeting = Meeting {
         barrier: Barrier::new(threads.len()),
         failed: AtomicBool::new(false),
+        whole: plan.whole.max(1),
         counts: (0..contenders).map(|_| Count::default()).collect(),
     };
     let meeting = &meeting;
@@ -103,6 +123,8 @@ struct Meeting {
     /// Somebody has given up. Read after a meeting, written before one: all
     /// leave at the same one.
     failed: AtomicBool,
+    /// As the plan's.
+    whole: u64,
     /// Of each contender.
     counts: Vec<Count>,
 }
@@ -136,12 +158,10 @@ impl Meeting {
         let failed = self.failed.load(Ordering::Relaxed);
         // nobody fails or proposes before all have looked
         self.barrier.wait();
-        (!failed).then(|| count.now.load(Ordering::Relaxed))
+        let count = count.now.load(Ordering::Relaxed);
+        (!failed).then(|| count.div_ceil(self.whole).saturating_mul(self.whole))
     }
 }
-
-/// Rounds in which it is found out how many operations a burst is.
-const GROWING: u32 = 24;
 
 fn run(
     mut subjects: Vec<Subject<'_>>,
@@ -151,7 +171,8 @@ fn run(
 ) -> anyhow::Result<Vec<Series>> {
     let mut well = processors::pin(cpu);
     let mut series = vec![Series::default(); subjects.len()];
-    for round in 0..GROWING + plan.bursts {
+    let growing = plan.growing();
+    for round in 0..growing + plan.bursts {
         let contenders = subjects.iter_mut().zip(&mut series).zip(&meeting.counts);
         for ((subject, series), count) in contenders {
             if well.is_err() {
@@ -161,7 +182,7 @@ fn run(
                 return well.map(|()| Vec::new());
             };
             match subject(operations) {
-                Ok(time) if round < GROWING => {
+                Ok(time) if round < growing => {
                     let next = next_count(operations, time, plan.length);
                     count.proposed.fetch_min(next, Ordering::Relaxed);
                 }
@@ -189,6 +210,7 @@ mod tests {
     const PLAN: Plan = Plan {
         bursts: 5,
         length: Duration::from_micros(50),
+        whole: 1,
     };
 
     #[test]
@@ -202,6 +224,20 @@ mod tests {
         let outcome = take_turns(vec![vec![subject(), idle()]], &PLAN).unwrap();
         assert!(outcome.of(0).figures().min > 0.0);
         assert_eq!(outcome.of(1).figures().median, 0.0);
+    }
+
+    #[test]
+    fn bursts_are_whole() {
+        let asked = std::sync::Mutex::new(Vec::new());
+        let subject: Subject<'_> = Box::new(|operations| {
+            asked.lock().unwrap().push(operations);
+            Ok(Duration::from_micros(operations))
+        });
+        let plan = Plan { whole: 40, ..PLAN };
+        take_turns(vec![vec![subject]], &plan).unwrap();
+        // 80 are longer than they need be, 40 too short
+        let last = asked.into_inner().unwrap().last().copied();
+        assert_eq!(last, Some(80));
     }
 
     #[test]

@@ -17,7 +17,7 @@ use crate::report::{self, Report};
 use crate::table::{Column, Table, cell, nanoseconds, ratio};
 use cases::Case;
 use others::Target;
-use pairs::Guests;
+use pairs::{Guests, Measured};
 
 /// What `./bench swiotlb` takes.
 #[derive(Args, Debug)]
@@ -27,7 +27,14 @@ pub struct Options {
     /// Only what has this in its name, as "512 B", "cold" or "allocator"
     #[arg(long, value_name = "TEXT")]
     only: Option<String>,
+    /// Makes every pair of the crate's longer by N steps of about a nanosecond,
+    /// to see --check fail
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    burden: u32,
 }
+
+/// How many times as many bursts there are of what is measured again.
+const AGAIN: u32 = 3;
 
 /// A line of the report.
 #[derive(Serialize)]
@@ -82,12 +89,17 @@ pub fn run(options: &Options) -> anyhow::Result<bool> {
         "gate: 1.10 × (copies × memcpy + memset of the zeroed padding) + 30 ns; ours is judged by the median of ours over it."
     );
     println!(
+        "A row that misses, or whose bursts leave open on which side of the gate their median is, is measured again at the end with {AGAIN} × as many; all of its bursts count."
+    );
+    println!("cold: a burst is as many times all of the originals as it takes.");
+    println!(
         "memcpy: one copy from originals to the pool; cold and declared, back. copy-free: a zeroed heap buffer for each mapping, copied once (twice for both) and freed."
     );
     println!();
     let plan = Plan {
         bursts: common.bursts,
         length: Duration::from_millis(u64::from(common.burst)),
+        whole: 1,
     };
     let chosen = |name: &str| {
         options
@@ -97,12 +109,16 @@ pub fn run(options: &Options) -> anyhow::Result<bool> {
     };
     let guests = Guests::new()?;
     let mut missed = Vec::new();
+    let mut doubtful = Vec::new();
 
     PAIRS.head();
     for case in Case::all().iter().filter(|case| chosen(&case.name())) {
-        let row = pairs::measure(case, &guests, &plan)?;
+        let measured = Measured::new(*case, &guests, &plan, options.burden)?;
+        let row = measured.row();
         PAIRS.row(&pair_cells(&row));
-        missed.extend(row.missed());
+        if row.is_doubtful {
+            doubtful.push((report.rows.len(), measured));
+        }
         report.rows.push(Row::Pair(Box::new(row)));
     }
     println!();
@@ -115,6 +131,17 @@ pub fn run(options: &Options) -> anyhow::Result<bool> {
         report.rows.push(Row::Other(row));
     })?;
     println!();
+    measure_again(&mut doubtful, &guests, &plan, options.burden)?;
+    for (index, measured) in &doubtful {
+        if let Some(row) = report.rows.get_mut(*index) {
+            *row = Row::Pair(Box::new(measured.row()));
+        }
+    }
+    for row in &report.rows {
+        if let Row::Pair(row) = row {
+            missed.extend(row.missed());
+        }
+    }
 
     if let Some(file) = &common.output.json {
         report::write(file, &report)?;
@@ -131,6 +158,31 @@ pub fn run(options: &Options) -> anyhow::Result<bool> {
     });
     println!("{} of {} gates missed", missed.len(), judged.sum::<usize>());
     Ok(missed.is_empty() || !common.output.check)
+}
+
+/// Measures again what is in doubt, long after its first time: what disturbed
+/// the machine then may be over. Nothing of the first time is left out.
+fn measure_again(
+    doubtful: &mut [(usize, Measured)],
+    guests: &Guests,
+    plan: &Plan,
+    burden: u32,
+) -> anyhow::Result<()> {
+    println!("measured again: {} rows", doubtful.len());
+    if doubtful.is_empty() {
+        return Ok(());
+    }
+    let plan = Plan {
+        bursts: plan.bursts * AGAIN,
+        ..*plan
+    };
+    PAIRS.head();
+    for (_, measured) in doubtful {
+        measured.again(guests, &plan, burden)?;
+        PAIRS.row(&pair_cells(&measured.row()));
+    }
+    println!();
+    Ok(())
 }
 
 fn pair_cells(row: &pairs::Row) -> [String; 14] {

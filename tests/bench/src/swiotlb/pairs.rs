@@ -34,6 +34,11 @@ pub struct Row {
     /// The gate, and ours over it.
     pub gate: Figures,
     pub over_gate: Figures,
+    /// Bursts of each contender.
+    pub bursts: usize,
+    /// Whether a limit is missed, or these bursts leave it open.
+    #[serde(skip)]
+    pub is_doubtful: bool,
 }
 
 impl Row {
@@ -79,11 +84,40 @@ impl Guests {
     }
 }
 
-/// Measures a case.
-///
-/// # Errors
-/// The crate's own, and too few processors.
-pub fn measure(case: &Case, guests: &Guests, plan: &Plan) -> anyhow::Result<Row> {
+/// A case and all of its bursts so far.
+pub struct Measured {
+    case: Case,
+    outcome: Outcome,
+}
+
+impl Measured {
+    /// Measures a case; every pair of ours is `burden` steps longer than it has
+    /// to be.
+    ///
+    /// # Errors
+    /// The crate's own, and too few processors.
+    pub fn new(case: Case, guests: &Guests, plan: &Plan, burden: u32) -> anyhow::Result<Self> {
+        let outcome = measure(&case, guests, plan, burden)?;
+        Ok(Measured { case, outcome })
+    }
+
+    /// Measures it for another time, beside all of the times before.
+    ///
+    /// # Errors
+    /// As [`Measured::new`].
+    pub fn again(&mut self, guests: &Guests, plan: &Plan, burden: u32) -> anyhow::Result<()> {
+        let later = measure(&self.case, guests, plan, burden)?;
+        self.outcome.extend(&later);
+        Ok(())
+    }
+
+    /// What it came to.
+    pub fn row(&self) -> Row {
+        row(&self.case, &self.outcome)
+    }
+}
+
+fn measure(case: &Case, guests: &Guests, plan: &Plan, burden: u32) -> anyhow::Result<Outcome> {
     let stand = Stand::new(Setup {
         areas: match (case.threads, case.areas) {
             (2, Areas::Own) => 2,
@@ -95,34 +129,46 @@ pub fn measure(case: &Case, guests: &Guests, plan: &Plan) -> anyhow::Result<Row>
     })?;
     let guests = if case.cold { &guests.cold } else { &guests.hot };
     let threads = (0..case.threads).zip(guests).map(|(thread, guest)| {
+        // what ours is judged by comes right after it
         vec![
-            ours(&stand, case, thread, guest),
-            copy_free(case, guest),
+            ours(&stand, case, thread, guest, burden),
             memcpy(&stand, case, thread, guest),
             memset(case),
+            copy_free(case, guest),
         ]
     });
-    let outcome = take_turns(threads.collect(), plan)?;
-    Ok(row(case, &outcome))
+    let plan = Plan {
+        whole: guests.first().map_or(1, |guest| guest.pass(case.size)),
+        ..*plan
+    };
+    take_turns(threads.collect(), &plan)
 }
 
 fn row(case: &Case, outcome: &Outcome) -> Row {
-    let [ours, copy_free, memcpy, memset] = [0, 1, 2, 3].map(|contender| outcome.of(contender));
+    let [ours, memcpy, memset, copy_free] = [0, 1, 2, 3].map(|contender| outcome.of(contender));
     let zeroed = match case.padding() {
         0 => memset.times(0.0),
         _ => memset,
     };
     let gate = gate(case, &memcpy, &zeroed);
-    Row {
+    let (over_memcpy, over_gate) = (ours.over(&memcpy), ours.over(&gate));
+    let mut row = Row {
         case: *case,
-        over_memcpy: ours.over(&memcpy).figures(),
+        bursts: ours.len(),
+        is_doubtful: false,
+        over_memcpy: over_memcpy.figures(),
         over_copy_free: ours.over(&copy_free).figures(),
-        over_gate: ours.over(&gate).figures(),
+        over_gate: over_gate.figures(),
         ours: ours.figures(),
         copy_free: copy_free.figures(),
         memcpy: memcpy.figures(),
         gate: gate.figures(),
-    }
+    };
+    let linux = case.linux();
+    row.is_doubtful = !row.missed().is_empty()
+        || case.is_gated() && over_gate.leaves_open(1.0)
+        || linux.is_some_and(|linux| over_memcpy.leaves_open(linux));
+    row
 }
 
 /// What a pair may take, burst by burst.
@@ -133,10 +179,16 @@ fn gate(case: &Case, memcpy: &Series, zeroed: &Series) -> Series {
 
 /// The crate: `depth` mappings are open, the oldest one is ended for each that
 /// is made.
-fn ours<'a>(stand: &Stand, case: &Case, thread: usize, guest: &'a Guest) -> Subject<'a> {
+fn ours<'a>(
+    stand: &Stand,
+    case: &Case,
+    thread: usize,
+    guest: &'a Guest,
+    burden: u32,
+) -> Subject<'a> {
     let worker = stand.device.worker(thread);
     let case = *case;
-    let mut originals = guest.walk(0, case.size);
+    let mut originals = guest.walk(case.size);
     timed(move |operations| {
         let window = Window::new(0, guest.all()?);
         let mut work = Work {
@@ -145,6 +197,7 @@ fn ours<'a>(stand: &Stand, case: &Case, thread: usize, guest: &'a Guest) -> Subj
             originals: &mut originals,
             size: case.size,
             direction: case.way.direction(),
+            burden,
         };
         match (case.depth, case.way) {
             (1, Way::FromDeclared) => work.one_declared(operations)?,
@@ -163,14 +216,27 @@ struct Work<'a> {
     originals: &'a mut Walk,
     size: u64,
     direction: Direction,
+    burden: u32,
+}
+
+/// What makes a pair longer: steps that wait for each other, about a nanosecond
+/// each.
+#[inline(always)]
+fn carry(burden: u32) {
+    let mut step = burden;
+    while step > 0 {
+        step = black_box(step) - 1;
+    }
 }
 
 impl Work<'_> {
     #[inline(never)]
     fn one(&mut self, operations: u64) -> Result<(), Error> {
         let (worker, window, attrs) = (self.worker, self.window, Attrs::default());
+        let burden = self.burden;
         for _ in 0..operations {
             let original = self.originals.next();
+            carry(burden);
             let mapping = worker.map(window, original, self.size, self.direction, &attrs)?;
             black_box(mapping.dma_address());
             mapping.unmap(window)?;
@@ -181,9 +247,11 @@ impl Work<'_> {
     #[inline(never)]
     fn one_declared(&mut self, operations: u64) -> Result<(), Error> {
         let (worker, window, attrs) = (self.worker, self.window, Attrs::default());
+        let burden = self.burden;
         let written = 0..self.size;
         for _ in 0..operations {
             let original = self.originals.next();
+            carry(burden);
             let mapping = worker.map(window, original, self.size, self.direction, &attrs)?;
             black_box(mapping.dma_address());
             mapping.unmap_written(window, black_box(from_ref(&written)))?;
@@ -194,10 +262,12 @@ impl Work<'_> {
     #[inline(never)]
     fn many(&mut self, operations: u64, depth: usize) -> Result<(), Error> {
         let (worker, window, attrs) = (self.worker, self.window, Attrs::default());
+        let burden = self.burden;
         let mut open: Vec<_> = (0..depth).map(|_| None).collect();
         let mut places = (0..depth).cycle();
         for _ in 0..operations {
             let original = self.originals.next();
+            carry(burden);
             let mapping = worker.map(window, original, self.size, self.direction, &attrs)?;
             black_box(mapping.dma_address());
             let place = places.next().and_then(|place| open.get_mut(place));
@@ -220,7 +290,7 @@ fn copy_free<'a>(case: &Case, guest: &'a Guest) -> Subject<'a> {
         way, size, depth, ..
     } = case;
     let direction = way.direction();
-    let mut originals = guest.walk(1, size);
+    let mut originals = guest.walk(size);
     timed(move |operations| {
         let (guest, bytes) = (guest.all()?, usize::try_from(size)?);
         let end = |address: usize, buffer: Vec<u8>| -> anyhow::Result<()> {
@@ -267,7 +337,7 @@ fn memcpy<'a>(stand: &Stand, case: &Case, thread: usize, guest: &'a Guest) -> Su
         Areas::Own => pool.len() / case.threads as u64,
         Areas::Shared => step * depth,
     };
-    let mut originals = guest.walk(2, size);
+    let mut originals = guest.walk(size);
     let mut places = Walk::of(apart * thread as u64, step, depth);
     let back = case.cold && way == Way::FromDeclared;
     timed(move |operations| {

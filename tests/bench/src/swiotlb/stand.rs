@@ -15,8 +15,6 @@ use vm_memory::VolatileSlice;
 const HOT: u64 = 1 << 20;
 /// Bytes of originals that do not.
 const COLD: u64 = 240 << 20;
-/// Contenders that have originals.
-const CONTENDERS: u64 = 3;
 
 /// What a pool and its device are to be.
 pub struct Setup {
@@ -102,7 +100,7 @@ impl Stand {
 }
 
 /// The memory of one guest, at its addresses from 0 on. All contenders use all
-/// of it: some pages are faster than others.
+/// of it.
 #[derive(Clone)]
 pub struct Guest {
     memory: PoolMemory,
@@ -146,16 +144,19 @@ impl Guest {
         all.context("the guest's memory")
     }
 
-    /// Originals of `size` bytes each, over and over. The contenders start far
-    /// from each other: none follows close behind where another has just been.
-    pub fn walk(&self, contender: u64, size: u64) -> Walk {
-        let end = self.memory.len();
-        let apart = (end / CONTENDERS).next_multiple_of(size.max(1));
-        Walk {
-            start: 0,
-            end,
-            step: size,
-            at: contender * apart % end,
+    /// Originals of `size` bytes each, over and over.
+    pub fn walk(&self, size: u64) -> Walk {
+        Walk::of(0, size, self.memory.len() / size)
+    }
+
+    /// What a burst of originals out of the caches is made of: all of them. Each
+    /// contender then finds any of them as long after its last use as another
+    /// contender does. Of parts, some would be more recent than others, and
+    /// some are faster to reach.
+    pub fn pass(&self, size: u64) -> u64 {
+        match self.memory.len() {
+            HOT => 1,
+            len => len / size,
         }
     }
 }
