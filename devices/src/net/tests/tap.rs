@@ -283,9 +283,8 @@ fn a_guest_that_resets_on_a_tap_that_has_vanished_finds_its_link_down_and_fills_
     let lines = lines_of(|| {
         for _ in 0..10 {
             rig.receive.handler.settle(&mut rig.receive.queue);
-            let features = rig.device.features();
             rig.device.reset();
-            rig.receive = Side::start(&rig.ram, &mut rig.device, 0, features);
+            rig.receive = Side::start(&rig.ram, &mut rig.device, 0);
         }
     });
 
