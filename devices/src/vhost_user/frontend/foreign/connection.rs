@@ -84,7 +84,7 @@ impl Connection<'_> {
     pub(in super::super) fn hear_calls(&self) {
         for held in self.direct.rings.values() {
             if let Call::Here(bell) = &held.call
-                && bell.hear()
+                && bell.hear_at_once()
             {
                 add(&self.shared.stats.calls, 1);
                 held.ring.interrupt();
