@@ -219,8 +219,8 @@ struct Work<'a> {
     burden: u32,
 }
 
-/// What makes a pair longer: steps that wait for each other, about a nanosecond
-/// each.
+/// What makes a pair longer: steps that wait for each other. The processor does
+/// the first of them beside what is before and after.
 #[inline(always)]
 fn carry(burden: u32) {
     let mut step = burden;
