@@ -91,12 +91,12 @@ build_lab_back_end() { # NAME VERSION SETTING…
 build_xen_back_end() { # NAME VERSION SETTING…
   local name=$1 version=$2
   shift 2
-  env "$@" CARGO_PROFILE_RELEASE_DEBUG=0 "CARGO_TARGET_DIR=$BACK_END_TARGET-aarch64-xen" \
+  env "$@" CARGO_PROFILE_RELEASE_DEBUG=0 "CARGO_TARGET_DIR=$PWD/target" \
     cargo install --locked --root . --features xen "$name@$version"
   mkdir -p root/lab/back-ends
   "${CROSS}strip" -o "root/lab/back-ends/$name+xen" "bin/$name"
   cpio_of root >archive.cpio
-  rm -rf bin root "$BACK_END_TARGET-aarch64-xen"
+  rm -rf bin root target
 }
 
 # fetch_static_libraries PACKAGE…: into packages, of the release whose C library the linker has, or of what was brought
