@@ -139,8 +139,7 @@ fn a_back_end_reaches_the_memory_that_has_come_in_place_of_another() {
         };
 
         let before = ask();
-        stand.domain.balloon_out(FRAME, 1).unwrap();
-        stand.domain.balloon_in(FRAME, 1).unwrap();
+        stand.domain.exchange(FRAME, 1).unwrap();
         eventually("the new page is written", &mut ask);
 
         assert!(before);

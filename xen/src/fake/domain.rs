@@ -136,6 +136,14 @@ impl Domain {
         self.vcpu(0).balloon_out(first_gfn, frames)
     }
 
+    /// [`Vcpu::exchange`](super::Vcpu::exchange) on vCPU 0.
+    ///
+    /// # Errors
+    /// See there.
+    pub fn exchange(&self, first_gfn: u64, frames: u64) -> Result<u64, AccessFault> {
+        self.vcpu(0).exchange(first_gfn, frames)
+    }
+
     /// Frames get new, zeroed pages.
     ///
     /// # Errors

@@ -158,6 +158,20 @@ impl Vcpu {
     /// # Errors
     /// See [`AccessFault`].
     pub fn balloon_out(&self, first_gfn: u64, frames: u64) -> Result<u64, AccessFault> {
+        self.give_up(first_gfn, frames, false)
+    }
+
+    /// Has frames get new, zeroed pages in place of those they had: as
+    /// [`Vcpu::balloon_out`], but nobody finds them without one.
+    /// XENMEM_exchange, xen/include/public/memory.h
+    ///
+    /// # Errors
+    /// As [`Vcpu::balloon_out`].
+    pub fn exchange(&self, first_gfn: u64, frames: u64) -> Result<u64, AccessFault> {
+        self.give_up(first_gfn, frames, true)
+    }
+
+    fn give_up(&self, first_gfn: u64, frames: u64, renewed: bool) -> Result<u64, AccessFault> {
         let busy = self.busy()?;
         let _turn = busy.lock().unwrap_or_else(PoisonError::into_inner);
         let deadline = self.deadline();
@@ -167,7 +181,12 @@ impl Vcpu {
             let domain = self.domain(&mut world)?;
             let mut released = 0;
             for gfn in first_gfn..first_gfn.saturating_add(frames) {
-                released += u64::from(domain.ram.release(gfn));
+                let is_released = domain.ram.release(gfn);
+                released += u64::from(is_released);
+                if is_released && renewed {
+                    // it was RAM, and has no page now
+                    let _ = domain.ram.populate(gfn);
+                }
             }
             if let Some(vcpu) = domain.vcpu(self.number) {
                 vcpu.invalidate |= released > 0;
