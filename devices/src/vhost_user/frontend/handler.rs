@@ -293,15 +293,8 @@ impl VhostUserHandler {
 impl QueueHandler for VhostUserHandler {
     fn serve(&mut self, queue: &mut ActiveQueue, chains: Vec<Chain>) -> Result<(), QueueError> {
         for chain in chains {
-            // before it is cut into pieces, of which there could be millions
-            let bytes = length(&chain);
-            if bytes > self.shared.spec.pool {
-                return Err(QueueError::Request {
-                    head: chain.head.index(),
-                    why: format!("its {bytes} bytes are more than its pool has: raise pool-mib"),
-                });
-            }
-            self.waiting.push_back(Request::new(chain, self.taken));
+            let request = Request::new(chain, self.taken, self.shared.spec.pool)?;
+            self.waiting.push_back(request);
             self.taken += 1;
         }
         self.turn(queue)
@@ -362,10 +355,4 @@ impl Drop for VhostUserHandler {
 
 fn size(bytes: u64) -> usize {
     usize::try_from(bytes).unwrap_or(usize::MAX)
-}
-
-/// Bytes of a chain, both ways.
-fn length(chain: &Chain) -> u64 {
-    let ranges = chain.readable.iter().chain(&chain.writable);
-    ranges.map(|range| u64::from(range.len())).sum()
 }

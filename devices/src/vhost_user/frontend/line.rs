@@ -10,7 +10,7 @@ use super::pool::{CELL, CELL_REST, SMALL_TABLE_BYTES};
 use super::shadow::{DESCRIPTOR, ShadowRing};
 use super::shared::Lane;
 use super::slots::{Berths, Slots};
-use crate::virtio::{Chain, Head};
+use crate::virtio::{Chain, Head, QueueError};
 
 /// The longest piece that lies in its head's cell, bytes. What is longer may be
 /// a part of pages.
@@ -44,29 +44,45 @@ pub(super) struct Request {
 }
 
 impl Request {
-    pub(super) fn new(chain: Chain, number: u64) -> Self {
-        let mut request = Request {
-            head: chain.head,
-            pieces: Pieces::new(),
-            number,
-            asked: 0,
-            room: 0,
-        };
+    /// The `number`th chain of a queue whose pool has `most` bytes.
+    ///
+    /// # Errors
+    /// [`QueueError::Request`]: it is larger, and is not cut into pieces, of
+    /// which there could be millions.
+    pub(super) fn new(chain: Chain, number: u64, most: u64) -> Result<Self, QueueError> {
+        let (asked, room) = (length(&chain.readable), length(&chain.writable));
+        let bytes = asked + room;
+        if bytes > most {
+            return Err(QueueError::Request {
+                head: chain.head.index(),
+                why: format!("its {bytes} bytes are more than its pool has: raise pool-mib"),
+            });
+        }
+        let mut pieces = Pieces::new();
         for range in &chain.readable {
-            request.asked += u64::from(range.len());
-            cut(&mut request.pieces, range, Access::Read);
+            cut(&mut pieces, range, Access::Read);
         }
         for range in &chain.writable {
-            request.room += u64::from(range.len());
-            cut(&mut request.pieces, range, Access::Write);
+            cut(&mut pieces, range, Access::Write);
         }
-        request
+        Ok(Request {
+            head: chain.head,
+            pieces,
+            number,
+            asked,
+            room,
+        })
     }
 
     /// Whether it asks the device for something, and not only takes what comes.
     pub(super) fn asks(&self) -> bool {
         self.asked > 0
     }
+}
+
+/// Bytes of ranges.
+fn length(ranges: &[Range]) -> u64 {
+    ranges.iter().map(|range| u64::from(range.len())).sum()
 }
 
 /// Appends a range, in pieces that can be bounced.
