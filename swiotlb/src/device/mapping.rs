@@ -244,14 +244,11 @@ impl<H: Deref<Target = Device>> Lease<H> {
     where
         H: Keeper,
     {
-        if !self.direction().from_device() || !self.device().copies_back_whole {
-            H::end(self, 0);
-            return Ok(());
-        }
-        let result = self.copy_back(originals, &(0..self.len()));
-        let written = if result.is_ok() { self.len() } else { 0 };
-        H::end(self, written);
-        result
+        let whole = match self.device().copies_back_whole {
+            true => self.len(),
+            false => 0,
+        };
+        self.end_written(originals, &(0..whole))
     }
 
     /// Frees the slots after one part, which is inside, was copied back.
