@@ -27,6 +27,10 @@ use crate::gntdev::GrantMapping;
 use crate::privcmd;
 use crate::sys::mapping::Mapping;
 
+/// Frames of a chunk, which is mapped, or looked at, at once: 2 MiB.
+const CHUNK_SHIFT: u32 = 9;
+const CHUNK_FRAMES: u64 = 1 << CHUNK_SHIFT;
+
 /// Why guest memory could not be reached.
 #[derive(Debug, Error)]
 pub enum Error {

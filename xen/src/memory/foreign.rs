@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::generation::Generation;
 use super::window::{Miss, Window};
-use super::{Error, MappedRange, Pages, pages_of};
+use super::{CHUNK_FRAMES, Error, MappedRange, Pages, pages_of};
 use crate::domid::DomId;
 use crate::privcmd::{self, ForeignPages, Privcmd};
 use crate::sys::abi::{PAGE_SHIFT, PAGE_SIZE};
@@ -24,8 +24,6 @@ const ASSUMED_HIGHEST: u64 = (1 << (40 - PAGE_SHIFT)) - 1;
 /// What a guest is taken to have where Xen may not be asked: 64 GiB. The process
 /// is then for this guest alone.
 const ASSUMED_FRAMES: u64 = 1 << (36 - PAGE_SHIFT);
-/// Frames of a chunk: 2 MiB.
-const CHUNK_FRAMES: u64 = 512;
 /// Mappings that a generation may have beyond one for each chunk: of chunks at
 /// the ends of banks, and of pages that came back later.
 const SLACK: u64 = 256;

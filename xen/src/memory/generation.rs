@@ -12,15 +12,14 @@ use vm_memory::bitmap::BS;
 use vm_memory::guest_memory::GuestMemorySliceIterator;
 use vm_memory::{GuestAddress, GuestMemory, GuestMemoryMmap, Permissions, VolatileSlice};
 
-use super::Error;
 use super::foreign::Guest;
+use super::{CHUNK_FRAMES, CHUNK_SHIFT, Error};
 use crate::privcmd::ForeignPages;
 use crate::sys::abi::{PAGE_SHIFT, PAGE_SIZE};
 
-/// Frames of a chunk: 2 MiB.
-const CHUNK_FRAMES: usize = 512;
-const CHUNK_SHIFT: u32 = 9;
-const CHUNK_BYTES: usize = CHUNK_FRAMES * PAGE_SIZE;
+/// Pages of a chunk, in memory.
+const CHUNK_PAGES: usize = 1 << CHUNK_SHIFT;
+const CHUNK_BYTES: usize = CHUNK_PAGES * PAGE_SIZE;
 /// Chunks of a section: 1 GiB.
 const SECTION_SHIFT: u32 = 9;
 const SECTION_CHUNKS: usize = 1 << SECTION_SHIFT;
@@ -141,8 +140,8 @@ impl Generation {
         if let Some(chunk) = self.find(gfn) {
             return Ok(chunk);
         }
-        let first = gfn & !(CHUNK_FRAMES as u64 - 1);
-        let pages = self.guest.map_more(first, CHUNK_FRAMES)?;
+        let first = gfn & !(CHUNK_FRAMES - 1);
+        let pages = self.guest.map_more(first, CHUNK_PAGES)?;
         if pages.is_void() {
             // No memory at all: nothing of it is kept, so that a guest cannot
             // have us collect empty chunks.
@@ -177,7 +176,7 @@ impl Generation {
         }
         let late = chunk
             .late
-            .get_or_init(|| (0..CHUNK_FRAMES).map(|_| OnceLock::new()).collect());
+            .get_or_init(|| (0..CHUNK_PAGES).map(|_| OnceLock::new()).collect());
         let cell = late.get(index).ok_or_else(|| self.no_page(gfn))?;
         self.count();
         Ok(cell.get_or_init(|| page))

@@ -8,12 +8,10 @@
 use std::fs::File;
 use std::sync::Arc;
 
-use super::Error;
 use super::foreign::{ForeignRam, Guest};
+use super::{CHUNK_FRAMES, Error};
 use crate::sys::abi::PAGE_SHIFT;
 
-/// Frames that are looked at together: those of 2 MiB.
-const CHUNK: u64 = 512;
 /// Frames that are mapped at once to see whether they are there.
 const BATCH: usize = 1024;
 /// Frames of a chunk that are looked at if its ends differ.
@@ -103,8 +101,13 @@ fn runs<E>(
     highest: u64,
     present: impl Fn(&[u64]) -> Result<Vec<bool>, E>,
 ) -> Result<Vec<(u64, u64)>, E> {
-    let chunks: Vec<(u64, u64)> = (0..=highest / CHUNK)
-        .map(|chunk| (chunk * CHUNK, (chunk * CHUNK + CHUNK - 1).min(highest)))
+    let chunks: Vec<(u64, u64)> = (0..=highest / CHUNK_FRAMES)
+        .map(|chunk| {
+            (
+                chunk * CHUNK_FRAMES,
+                (chunk * CHUNK_FRAMES + CHUNK_FRAMES - 1).min(highest),
+            )
+        })
         .collect();
     let ends: Vec<u64> = chunks.iter().flat_map(|(a, b)| [*a, *b]).collect();
     let found = present(&ends)?;

@@ -15,13 +15,11 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use vm_memory::VolatileSlice;
 
-use super::Error;
 use super::foreign::Guest;
+use super::{CHUNK_FRAMES, Error};
 use crate::sys::abi::{PAGE_SHIFT, PAGE_SIZE};
 use crate::sys::reservation::Reservation;
 
-/// Frames of a chunk: 2 MiB.
-const CHUNK_FRAMES: u64 = 512;
 /// Chunks at most this far from each other are joined: what lies between is
 /// mapped along. 64 MiB; a guest's kernel is smaller, and may lie in between.
 const GAP: u64 = 32;
