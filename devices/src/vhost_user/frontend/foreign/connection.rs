@@ -201,11 +201,15 @@ impl Connection<'_> {
         let ring = &wanted.ring;
         let queue = ring.index();
         if !self.direct.reaches(&ring.layout()) {
-            tracing::warn!(
-                queue,
-                layout = ?ring.layout(),
-                "the guest's ring is not in its memory; the device needs a reset"
-            );
+            // the driver can have it said again by each reset
+            let notifier = self.shared.notifier.get();
+            if notifier.is_some_and(|notifier| notifier.may_log()) {
+                tracing::warn!(
+                    queue,
+                    layout = ?ring.layout(),
+                    "the guest's ring is not in its memory; the device needs a reset"
+                );
+            }
             return None;
         }
         if !wanted.served {
@@ -268,7 +272,8 @@ impl Connection<'_> {
             .iter()
             .map(|region| (region.address, region.len))
             .collect();
-        tracing::info!(regions = ?self.direct.regions, xen_mmap, "the back end has the guest's memory");
+        // again each time that the guest gives some of it back
+        tracing::debug!(regions = ?self.direct.regions, xen_mmap, "the back end has the guest's memory");
         self.has_memory = true;
         Ok(())
     }
