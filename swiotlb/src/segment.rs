@@ -8,6 +8,8 @@
 use smallvec::SmallVec;
 use vm_memory::VolatileSlice;
 
+use crate::range::Access;
+
 /// One contiguous piece of host memory that a guest can write at any time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Segment {
@@ -133,6 +135,24 @@ pub(crate) fn move_bytes(from: &Segment, to: &Segment) {
         )
     };
     from.copy_to_volatile_slice(to);
+}
+
+/// Copies between the segments and `place`, the way of `access`, as much as both
+/// have. Called as [`move_bytes`] is.
+pub(crate) fn exchange(segments: &[Segment], access: Access, place: &VolatileSlice<'_>) {
+    let mut place = Segment::of(place);
+    for guest in segments {
+        match access {
+            Access::Read => move_bytes(guest, &place),
+            Access::Write => move_bytes(&place, guest),
+        }
+        let done = guest.len().min(place.len()) as u64;
+        let left = place.len() as u64 - done;
+        match place.part(done, left) {
+            Some(rest) => place = rest,
+            None => break,
+        }
+    }
 }
 
 /// Writes zeroes over `slice`.

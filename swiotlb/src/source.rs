@@ -64,7 +64,16 @@ pub trait Translation: Send {
     /// As [`Translation::translate`].
     fn map_ring(&mut self, range: Range, access: Access) -> Result<RingMapping, Fault>;
 
-    /// Copies between `range` and private bytes, which are as long.
+    /// A batch begins: until [`Translation::release`] its ranges may be looked up
+    /// in the guest's memory as it is now, which is so found once and not for
+    /// each of them.
+    fn hold(&mut self) {}
+
+    /// The batch has ended: nothing is kept mapped beyond what was given out.
+    fn release(&mut self) {}
+
+    /// Copies between `range` and private bytes, which are as long. On an error
+    /// some may have been copied.
     ///
     /// # Errors
     /// As [`Translation::translate`].
@@ -80,6 +89,25 @@ pub trait Translation: Send {
             TransferBytes::FromGuest(bytes) => segment::copy_out(&segments, bytes),
             TransferBytes::ToGuest(bytes) => segment::copy_in(&segments, bytes),
         };
+        Ok(())
+    }
+
+    /// Copies between `range` and memory of this process, the way of `access`:
+    /// into `place` what a device reads, from there what it has written, and no
+    /// more than both have. On an error some may have been copied.
+    ///
+    /// # Errors
+    /// As [`Translation::translate`].
+    fn exchange(
+        &mut self,
+        range: Range,
+        access: Access,
+        place: &VolatileSlice<'_>,
+    ) -> Result<(), Fault> {
+        let mut segments = Segments::new();
+        // as above
+        let _keep = self.translate(range, access, &mut segments)?;
+        segment::exchange(&segments, access, place);
         Ok(())
     }
 

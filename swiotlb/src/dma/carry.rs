@@ -7,7 +7,6 @@ use super::copies::carry_out;
 use super::{Dma, plain};
 use crate::fault::{BounceReason, Fault};
 use crate::range::{Access, Range};
-use crate::segment::{self, Segment, Segments};
 use crate::source::{CopyBytes, GrantCopy};
 
 /// A piece of a request and its place in a pool.
@@ -31,6 +30,7 @@ impl Dma {
         let mut faults = Vec::new();
         let (mut copies, mut owners) = (Vec::new(), Vec::new());
         let (mut pieces, mut bytes_in, mut bytes_out) = (0, 0, 0);
+        self.hold();
         for carry in batch {
             pieces += 1;
             match carry.access {
@@ -47,6 +47,7 @@ impl Dma {
                 Err(fault) => faults.push((owner, fault)),
             }
         }
+        self.release();
         if pieces > 0 {
             self.counters.bounce(pieces, BounceReason::Forced);
             self.counters.bounced_bytes_in.add_bytes(bytes_in);
@@ -66,6 +67,7 @@ impl Dma {
 
     /// Copies a piece that is reached by plain addresses; of another one says
     /// what is to be copied.
+    #[inline]
     fn carry_one<'a>(&mut self, carry: Carry<'a>) -> Result<Option<GrantCopy<'a>>, Fault> {
         let Carry {
             range,
@@ -88,22 +90,7 @@ impl Dma {
                 result: Ok(()),
             }));
         }
-        let mut segments = Segments::new();
-        // held until the bytes are copied
-        let _keep = plain(&mut self.plain, range)?.translate(range, access, &mut segments)?;
-        let mut place = Segment::of(&place);
-        for guest in &segments {
-            match access {
-                Access::Read => segment::move_bytes(guest, &place),
-                Access::Write => segment::move_bytes(&place, guest),
-            }
-            let done = guest.len().min(place.len()) as u64;
-            let left = place.len() as u64 - done;
-            match place.part(done, left) {
-                Some(rest) => place = rest,
-                None => break,
-            }
-        }
+        plain(&mut self.plain, range)?.exchange(range, access, &place)?;
         Ok(None)
     }
 }

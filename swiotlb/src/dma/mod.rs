@@ -185,6 +185,7 @@ impl Dma {
         let mut plan = policy.plan();
         let mut lender = Lender::default();
         self.crowded = false;
+        self.hold();
         let mut placed: Vec<_> = jobs
             .into_iter()
             .map(|job| {
@@ -203,6 +204,7 @@ impl Dma {
                 }
             })
             .collect();
+        self.release();
         self.fill(&mut placed);
         let lent = lender.lend(
             self.grants.as_deref_mut(),
@@ -220,6 +222,20 @@ impl Dma {
             .collect();
         self.count();
         mapped
+    }
+
+    /// A batch of looked up ranges begins.
+    fn hold(&mut self) {
+        if let Some(plain) = &mut self.plain {
+            plain.hold();
+        }
+    }
+
+    /// It has ended.
+    fn release(&mut self) {
+        if let Some(plain) = &mut self.plain {
+            plain.release();
+        }
     }
 
     fn count(&mut self) {

@@ -1,3 +1,4 @@
+mod batches;
 mod bounced;
 mod carried;
 mod reached;

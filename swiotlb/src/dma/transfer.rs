@@ -13,9 +13,15 @@ impl Dma {
     /// Carries out a batch of small copies; each has its own result. All
     /// copies from and to grants of the batch are one system call.
     pub fn transfer(&mut self, batch: &mut [Transfer<'_>]) {
-        if self.grants.is_none() {
-            return self.transfer_plain(batch);
+        self.hold();
+        match self.grants.is_some() {
+            true => self.transfer_both(batch),
+            false => self.transfer_plain(batch),
         }
+        self.release();
+    }
+
+    fn transfer_both(&mut self, batch: &mut [Transfer<'_>]) {
         let counters = Arc::clone(&self.counters);
         counters.transfers.add(batch.len());
         let mut copies: Vec<GrantCopy<'_>> = Vec::new();

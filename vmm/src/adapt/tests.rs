@@ -10,12 +10,14 @@ use devices::virtio::{DmaProvider, Interrupt, Sharing};
 use swiotlb::range::GRANT_BIT;
 use swiotlb::{
     Access, CopyBytes, Dma, Fault, GrantAddress, GrantCopy, Grants, Job, Kind, Need, Range,
-    Segments, Transfer, Translation,
+    Segments, Transfer, TransferBytes, Translation,
 };
+use vm_memory::VolatileSlice;
 use xen::Host;
 use xen::fake::{Call, Domain, DomainConfig, Machine, MachineConfig, PrivcmdEventfd, Target};
-use xen::memory::ForeignRam;
+use xen::memory::{ForeignRam, Generation, Window};
 
+use super::plain::{PlainMemory, View};
 use super::*;
 
 const RAM: u64 = 0x4000_0000;
@@ -142,6 +144,86 @@ fn ranges_of_a_direct_mapped_guest_are_one_segment_and_keep_their_memory() {
     assert_eq!((both.address() - first.address()) as u64, at - RAM);
     assert_eq!((kept, bench.mapped().0), (1024, 0));
     assert!(!memory.pinnable());
+}
+
+/// Pages mapped during a batch whose guest has lost memory, and after it.
+fn mapped_by_a_batch<V: View>(bench: &Bench) -> (u64, u64) {
+    let ram = bench.ram();
+    let mut memory = PlainMemory::<V>::new(ram.clone());
+    let mut bytes = [0; 8];
+    memory.hold();
+    let mut copy = || memory.copy(range(RAM, 8), TransferBytes::FromGuest(&mut bytes));
+    copy().unwrap();
+    ram.invalidate();
+    copy().unwrap();
+    let held = bench.mapped().0;
+    memory.release();
+    (held, bench.mapped().0)
+}
+
+#[test]
+fn a_batch_keeps_what_it_has_looked_up_and_nothing_afterwards() {
+    let bench = Bench::new();
+
+    let chunks = mapped_by_a_batch::<Generation>(&bench);
+    let window = mapped_by_a_batch::<Window>(&bench);
+
+    assert_eq!((chunks, window), ((512, 0), (512, 0)));
+}
+
+/// Carries eight bytes over the end of a chunk, into a place and back elsewhere;
+/// what stands there then.
+fn carried<V: View>(bench: &Bench) -> [u8; 8] {
+    let mut memory = PlainMemory::<V>::new(bench.ram());
+    let (from, to) = (RAM + CHUNK - 3, RAM + 2 * CHUNK - 5);
+    bench.domain.write_memory(from, b"straddle").unwrap();
+    bench.domain.write_memory(to, &[0; 8]).unwrap();
+    let mut bytes = [0; 8];
+    let place = VolatileSlice::from(bytes.as_mut_slice());
+    memory
+        .exchange(range(from, 8), Access::Read, &place)
+        .unwrap();
+    memory
+        .exchange(range(to, 8), Access::Write, &place)
+        .unwrap();
+    let mut seen = [0; 8];
+    bench.domain.read_memory(to, &mut seen).unwrap();
+    seen
+}
+
+#[test]
+fn bytes_are_carried_over_the_ends_of_chunks_both_ways() {
+    let bench = Bench::new();
+
+    assert_eq!(carried::<Generation>(&bench), *b"straddle");
+    assert_eq!(carried::<Window>(&bench), *b"straddle");
+}
+
+#[test]
+fn memory_that_came_during_a_batch_is_found() {
+    let bench = Bench::with(DomainConfig::with_memory(8 << 20).hole(0x40003, 1));
+    let mut memory = OneToOneMemory::new(bench.ram());
+    let mut bytes = [0; 4];
+    memory.hold();
+    memory
+        .copy(range(RAM, 4), TransferBytes::FromGuest(&mut bytes))
+        .unwrap();
+    let mut copy = || {
+        memory.copy(
+            range(RAM + 3 * PAGE, 4),
+            TransferBytes::FromGuest(&mut bytes),
+        )
+    };
+
+    let before = copy();
+    bench.domain.balloon_in(0x40003, 1).unwrap();
+    let after = copy();
+
+    assert!(matches!(
+        before,
+        Err(Fault::NoTranslation { frame: 0x40003, .. })
+    ));
+    assert!(after.is_ok(), "{after:?}");
 }
 
 #[test]

@@ -311,7 +311,10 @@ impl ForeignRam {
         &self.guest
     }
 
-    fn window(&self) -> Arc<Window> {
+    /// The current window: [`ForeignRam::current`] for guests that are mapped 1:1.
+    /// [`ForeignRam::reach`] has a newer one for what it does not show.
+    #[must_use]
+    pub fn window(&self) -> Arc<Window> {
         Arc::clone(&self.views().window)
     }
 

@@ -36,6 +36,7 @@ impl Slots {
 
     /// A buffer for `len` bytes, if there is room. What the back end is to
     /// write is zero there, and so is what is beyond the bytes.
+    #[inline]
     pub(super) fn take(&mut self, len: u64, access: Access) -> Option<Berth> {
         let berth = match len <= PAGE_SIZE {
             true => match self.spare.pop() {
@@ -70,6 +71,7 @@ impl Slots {
     }
 
     /// Takes buffers back.
+    #[inline]
     pub(super) fn give_back(&mut self, berths: Berths) {
         for berth in berths {
             if berth.len() == PAGE_SIZE && self.spare.len() < self.most {
