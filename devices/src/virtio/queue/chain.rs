@@ -108,14 +108,17 @@ pub struct Chain {
     pub writable: DescriptorRanges,
 }
 
-/// Both sides of a chain.
-#[derive(Debug, Default)]
-pub(super) struct Ranges {
-    pub readable: DescriptorRanges,
-    pub writable: DescriptorRanges,
-}
+impl Chain {
+    /// One of which no buffer is known yet.
+    pub(super) fn of(head: Head) -> Self {
+        Chain {
+            head,
+            readable: DescriptorRanges::new(),
+            writable: DescriptorRanges::new(),
+        }
+    }
 
-impl Ranges {
+    #[inline]
     fn add(&mut self, descriptor: &Descriptor) -> Result<(), ChainError> {
         let Descriptor { addr, len, .. } = *descriptor;
         let range = Range::new(addr, len).map_err(|_| ChainError::Buffer { addr, len })?;
@@ -128,104 +131,68 @@ impl Ranges {
         }
         Ok(())
     }
-}
 
-/// A chain as far as the ring alone tells it.
-#[derive(Debug)]
-pub(super) enum Walk {
-    /// All its buffers are known.
-    Direct { head: u16, ranges: Ranges },
-    /// The rest stands in an indirect table, to be fetched into `table`.
-    Indirect {
-        head: u16,
-        range: Range,
-        table: Vec<u8>,
-        before: Ranges,
-    },
-}
-
-impl Walk {
-    pub(super) fn head(&self) -> u16 {
-        match self {
-            Walk::Direct { head, .. } | Walk::Indirect { head, .. } => *head,
-        }
-    }
-
-    /// Both sides of the chain; the indirect table has been fetched.
-    pub(super) fn into_ranges(self) -> Result<Ranges, ChainError> {
-        match self {
-            Walk::Direct { ranges, .. } => Ok(ranges),
-            Walk::Indirect { table, before, .. } => walk_table(&table, before),
-        }
-    }
-}
-
-/// Walks from `head` through the ring's own descriptor table.
-pub(super) fn walk_ring(
-    table: &VolatileSlice<'_>,
-    size: u16,
-    head: u16,
-    indirect: bool,
-) -> Result<Walk, ChainError> {
-    let mut ranges = Ranges::default();
-    let mut index = head;
-    for _ in 0..size {
-        if index >= size {
-            return Err(ChainError::OutOfTable(index));
-        }
-        let descriptor = Descriptor::read(table, index)?;
-        if descriptor.has(VRING_DESC_F_INDIRECT) {
-            if !indirect {
-                return Err(ChainError::IndirectRefused);
+    /// Adds the buffers that the ring's own descriptor table tells. Returns where
+    /// the indirect table is that has the rest, if there is one.
+    pub(super) fn walk_ring(
+        &mut self,
+        table: &VolatileSlice<'_>,
+        size: u16,
+        indirect: bool,
+    ) -> Result<Option<Range>, ChainError> {
+        let mut index = self.head.index();
+        for _ in 0..size {
+            if index >= size {
+                return Err(ChainError::OutOfTable(index));
             }
-            if descriptor.has(VRING_DESC_F_NEXT) {
+            let descriptor = Descriptor::read(table, index)?;
+            if descriptor.has(VRING_DESC_F_INDIRECT) {
+                if !indirect {
+                    return Err(ChainError::IndirectRefused);
+                }
+                if descriptor.has(VRING_DESC_F_NEXT) {
+                    return Err(ChainError::IndirectNested);
+                }
+                return indirect_table(&descriptor).map(Some);
+            }
+            self.add(&descriptor)?;
+            if !descriptor.has(VRING_DESC_F_NEXT) {
+                return Ok(None);
+            }
+            index = descriptor.next;
+        }
+        Err(ChainError::Loop(u32::from(size)))
+    }
+
+    /// Adds the buffers of its indirect table, which has been fetched.
+    pub(super) fn walk_table(&mut self, table: &[u8]) -> Result<(), ChainError> {
+        let (entries, _) = table.as_chunks::<SIZE>();
+        let mut index = 0;
+        for _ in 0..entries.len() {
+            let bytes = entries
+                .get(usize::from(index))
+                .ok_or(ChainError::OutOfTable(index))?;
+            let descriptor = Descriptor::of(bytes);
+            if descriptor.has(VRING_DESC_F_INDIRECT) {
                 return Err(ChainError::IndirectNested);
             }
-            return indirect_walk(head, &descriptor, ranges);
+            self.add(&descriptor)?;
+            if !descriptor.has(VRING_DESC_F_NEXT) {
+                return Ok(());
+            }
+            index = descriptor.next;
         }
-        ranges.add(&descriptor)?;
-        if !descriptor.has(VRING_DESC_F_NEXT) {
-            return Ok(Walk::Direct { head, ranges });
-        }
-        index = descriptor.next;
+        Err(ChainError::Loop(
+            u32::try_from(entries.len()).unwrap_or(u32::MAX),
+        ))
     }
-    Err(ChainError::Loop(u32::from(size)))
 }
 
-fn indirect_walk(head: u16, descriptor: &Descriptor, before: Ranges) -> Result<Walk, ChainError> {
+fn indirect_table(descriptor: &Descriptor) -> Result<Range, ChainError> {
     let Descriptor { addr, len, .. } = *descriptor;
     let entries = len / 16;
     if len % 16 != 0 || entries == 0 || entries > MAX_TABLE {
         return Err(ChainError::TableLen(len));
     }
-    let range = Range::new(addr, len).map_err(|_| ChainError::Buffer { addr, len })?;
-    Ok(Walk::Indirect {
-        head,
-        range,
-        table: vec![0; len as usize],
-        before,
-    })
-}
-
-/// Walks a fetched indirect table from its first descriptor.
-fn walk_table(table: &[u8], mut ranges: Ranges) -> Result<Ranges, ChainError> {
-    let (entries, _) = table.as_chunks::<SIZE>();
-    let mut index = 0;
-    for _ in 0..entries.len() {
-        let bytes = entries
-            .get(usize::from(index))
-            .ok_or(ChainError::OutOfTable(index))?;
-        let descriptor = Descriptor::of(bytes);
-        if descriptor.has(VRING_DESC_F_INDIRECT) {
-            return Err(ChainError::IndirectNested);
-        }
-        ranges.add(&descriptor)?;
-        if !descriptor.has(VRING_DESC_F_NEXT) {
-            return Ok(ranges);
-        }
-        index = descriptor.next;
-    }
-    Err(ChainError::Loop(
-        u32::try_from(entries.len()).unwrap_or(u32::MAX),
-    ))
+    Range::new(addr, len).map_err(|_| ChainError::Buffer { addr, len })
 }

@@ -20,14 +20,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use smallvec::SmallVec;
-use swiotlb::{Dma, Done, Fault, Job, Need, Transfer};
+use swiotlb::{Dma, Done, Fault, Job, Need, Range, Transfer};
 use thiserror::Error;
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::features;
 use super::interrupt::Notifier;
-use chain::Walk;
 pub use chain::{Chain, Descriptor, DescriptorRanges};
 use ring::RingMemory;
 use track::Tracked;
@@ -174,6 +173,14 @@ pub struct QueueStats {
     pub written: AtomicU64,
 }
 
+/// An indirect table, to be fetched.
+struct Table {
+    /// Whose it is, in the batch.
+    at: usize,
+    range: Range,
+    bytes: Vec<u8>,
+}
+
 /// A queue that a worker serves.
 pub struct ActiveQueue {
     index: u16,
@@ -298,57 +305,51 @@ impl ActiveQueue {
 
     /// The chains of `heads`.
     fn chains(&mut self, heads: &[u16]) -> Result<Vec<Chain>, QueueError> {
-        let mut walks = heads
-            .iter()
-            .map(|&head| self.walk(head))
-            .collect::<Result<Vec<_>, _>>()?;
-        self.fetch_tables(&mut walks)?;
-        walks.into_iter().map(|walk| self.chain(walk)).collect()
-    }
-
-    fn walk(&self, head: u16) -> Result<Walk, QueueError> {
-        let table = self.memory.descriptors();
-        chain::walk_ring(&table, self.ring.size(), head, self.indirect)
-            .map_err(|why| QueueError::Chain { head, why })
-    }
-
-    fn fetch_tables(&mut self, walks: &mut [Walk]) -> Result<(), QueueError> {
-        let mut heads = Vec::new();
-        let mut fetches = Vec::new();
-        for walk in walks {
-            if let Walk::Indirect {
-                head, range, table, ..
-            } = walk
-            {
-                heads.push(*head);
-                fetches.push(Transfer::from_guest([*range], table));
+        let mut chains = Vec::with_capacity(heads.len());
+        let mut tables = Vec::new();
+        let (ring, size) = (self.memory.descriptors(), self.ring.size());
+        for (at, &index) in heads.iter().enumerate() {
+            let generation = self.generation;
+            let mut chain = Chain::of(Head { index, generation });
+            let table = chain.walk_ring(&ring, size, self.indirect);
+            if let Some(range) = table.map_err(|why| QueueError::Chain { head: index, why })? {
+                tables.push(Table {
+                    at,
+                    range,
+                    bytes: vec![0; range.len() as usize],
+                });
             }
+            chains.push(chain);
         }
-        if fetches.is_empty() {
+        self.add_tables(&mut chains, tables)?;
+        Ok(chains)
+    }
+
+    /// Fetches indirect tables, and completes their chains.
+    fn add_tables(
+        &mut self,
+        chains: &mut [Chain],
+        mut tables: Vec<Table>,
+    ) -> Result<(), QueueError> {
+        if tables.is_empty() {
             return Ok(());
         }
+        let mut fetches: Vec<_> = tables
+            .iter_mut()
+            .map(|table| Transfer::from_guest([table.range], &mut table.bytes))
+            .collect();
         self.dma.transfer(&mut fetches);
-        for (head, fetch) in heads.into_iter().zip(fetches) {
-            fetch
-                .result
-                .map_err(|source| QueueError::Table { head, source })?;
+        let fetched: Vec<_> = fetches.into_iter().map(|fetch| fetch.result).collect();
+        for (table, fetched) in tables.into_iter().zip(fetched) {
+            let Some(chain) = chains.get_mut(table.at) else {
+                continue;
+            };
+            let head = chain.head.index;
+            fetched.map_err(|source| QueueError::Table { head, source })?;
+            let walked = chain.walk_table(&table.bytes);
+            walked.map_err(|why| QueueError::Chain { head, why })?;
         }
         Ok(())
-    }
-
-    fn chain(&self, walk: Walk) -> Result<Chain, QueueError> {
-        let head = walk.head();
-        let ranges = walk
-            .into_ranges()
-            .map_err(|why| QueueError::Chain { head, why })?;
-        Ok(Chain {
-            head: Head {
-                index: head,
-                generation: self.generation,
-            },
-            readable: ranges.readable,
-            writable: ranges.writable,
-        })
     }
 
     /// Shows a finished request to the guest: `written` bytes from the start of

@@ -17,23 +17,28 @@ fn desc(addr: u64, len: u32, flags: u16, next: u16) -> Descriptor {
     }
 }
 
-fn walk(descriptors: &[Descriptor], head: u16) -> Result<Walk, ChainError> {
+/// The chain at `head`, and where its indirect table is.
+fn walk(descriptors: &[Descriptor], head: u16) -> Result<(Chain, Option<Range>), ChainError> {
     let mut bytes = descriptors.as_bytes().to_vec();
     let table = VolatileSlice::from(bytes.as_mut_slice());
-    walk_ring(&table, descriptors.len() as u16, head, true)
+    let mut chain = Chain::of(Head {
+        index: head,
+        generation: 0,
+    });
+    let table = chain.walk_ring(&table, descriptors.len() as u16, true)?;
+    Ok((chain, table))
 }
 
-fn ranges(descriptors: &[Descriptor], head: u16) -> Result<Ranges, ChainError> {
-    walk(descriptors, head)?.into_ranges()
+fn ranges(descriptors: &[Descriptor], head: u16) -> Result<Chain, ChainError> {
+    walk(descriptors, head).map(|(chain, _)| chain)
 }
 
-fn indirect(table: &[Descriptor]) -> Result<Ranges, ChainError> {
+fn indirect(table: &[Descriptor]) -> Result<Chain, ChainError> {
     let len = (table.len() * SIZE) as u32;
-    let mut walk = walk(&[desc(0x8000, len, INDIRECT, 0)], 0)?;
-    if let Walk::Indirect { table: fetched, .. } = &mut walk {
-        fetched.copy_from_slice(table.as_bytes());
-    }
-    walk.into_ranges()
+    let (mut chain, found) = walk(&[desc(0x8000, len, INDIRECT, 0)], 0)?;
+    assert_eq!(found, Range::new(0x8000, len).ok());
+    chain.walk_table(table.as_bytes())?;
+    Ok(chain)
 }
 
 fn lens(ranges: &DescriptorRanges) -> Vec<u32> {
@@ -121,15 +126,13 @@ fn an_indirect_table_is_walked_from_its_first_descriptor() {
 fn buffers_before_an_indirect_table_count() {
     // virtio 1.3 §2.7.5.3.2: direct descriptors may come before it
     let table = [desc(0x1000, 16, NEXT, 1), desc(0x8000, 16, INDIRECT, 0)];
-    let mut walk = walk(&table, 0).unwrap();
-    if let Walk::Indirect { table, .. } = &mut walk {
-        table.copy_from_slice(desc(0x2000, 5, WRITE, 0).as_bytes());
-    }
 
-    let ranges = walk.into_ranges().unwrap();
+    let (mut chain, _) = walk(&table, 0).unwrap();
+    let rest = desc(0x2000, 5, WRITE, 0);
+    chain.walk_table(rest.as_bytes()).unwrap();
 
-    assert_eq!(lens(&ranges.readable), [16]);
-    assert_eq!(lens(&ranges.writable), [5]);
+    assert_eq!(lens(&chain.readable), [16]);
+    assert_eq!(lens(&chain.writable), [5]);
 }
 
 #[test]
@@ -162,8 +165,12 @@ fn broken_indirect_tables_are_refused() {
 fn an_indirect_table_that_was_not_negotiated_is_refused() {
     let mut bytes = desc(0x8000, 16, INDIRECT, 0).as_bytes().to_vec();
     let table = VolatileSlice::from(bytes.as_mut_slice());
+    let mut chain = Chain::of(Head {
+        index: 0,
+        generation: 0,
+    });
     assert_eq!(
-        walk_ring(&table, 1, 0, false).err(),
+        chain.walk_ring(&table, 1, false).err(),
         Some(ChainError::IndirectRefused)
     );
 }
@@ -182,14 +189,13 @@ proptest! {
         table in prop::collection::vec(any_descriptor(), 0..130),
         head in 0u16..10,
     ) {
-        let Ok(mut walk) = walk(&ring, head) else { return Ok(()) };
-        if let Walk::Indirect { table: fetched, .. } = &mut walk {
-            for (to, from) in fetched.iter_mut().zip(table.as_bytes()) {
-                *to = *from;
-            }
+        let Ok((mut chain, found)) = walk(&ring, head) else { return Ok(()) };
+        let mut fetched = vec![0; found.map_or(0, |range| range.len() as usize)];
+        for (to, from) in fetched.iter_mut().zip(table.as_bytes()) {
+            *to = *from;
         }
-        if let Ok(ranges) = walk.into_ranges() {
-            let count = ranges.readable.len() + ranges.writable.len();
+        if found.is_none() || chain.walk_table(&fetched).is_ok() {
+            let count = chain.readable.len() + chain.writable.len();
             prop_assert!(count <= ring.len() + MAX_TABLE as usize);
             prop_assert!(count > 0);
         }
