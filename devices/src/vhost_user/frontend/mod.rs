@@ -47,7 +47,9 @@
 //! this side keeps the rings and so knows which is which, whether or not a back
 //! end tracks its requests (INFLIGHT_SHMFD is not negotiated). A request that it had done without
 //! saying so is so done twice: idempotent requests, such as a disk's, do not
-//! mind; for others there is `after-restart = "reset"`.
+//! mind; for others there is `after-restart = "reset"`. What a type of device demands
+//! besides is in `semantics`: a socket device's driver is told that its
+//! connections are over.
 //!
 //! A connection has memory of its own, so that a back end that was given up
 //! cannot write into its successor's. A guest's reset never waits for a back
@@ -70,6 +72,7 @@ mod handler;
 mod line;
 mod peer;
 mod pool;
+mod semantics;
 mod session;
 mod shadow;
 mod shared;

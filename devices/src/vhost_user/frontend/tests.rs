@@ -8,6 +8,7 @@ mod life;
 mod messages;
 mod partner;
 mod ring;
+mod semantics;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -95,14 +96,19 @@ impl Rig {
     fn with(partner: Partner, change: fn(&mut VhostUserConfig)) -> Self {
         let mut config = config(partner.socket());
         change(&mut config);
-        let mut device = VhostUserDevice::open(config.validate().unwrap()).unwrap();
+        let device = VhostUserDevice::open(config.validate().unwrap()).unwrap();
+        Rig::of_queue(partner, device, 0)
+    }
+
+    /// A device in front of `partner`, with one of its queues served.
+    fn of_queue(partner: Partner, mut device: VhostUserDevice, index: u16) -> Self {
         let notifier = Arc::new(Notifier::new(Arc::new(Line::default())));
         device.attach(&notifier, EventFd::new(EFD_NONBLOCK).unwrap());
         let ram = GuestRam::new(1024);
         let ring = DriverRing::new(&ram, 16);
         let (queue, _) = ring.activate(GUEST);
         let features = GUEST | device.features();
-        let handler = device.start_queue(0, features).unwrap();
+        let handler = device.start_queue(index, features).unwrap();
         let mut rig = Rig {
             ram,
             ring,
@@ -119,6 +125,13 @@ impl Rig {
     /// Has the handler hear that there is a back end.
     fn advance_until_served(&mut self) {
         while self.handler.room() == 0 {
+            self.advance().unwrap();
+        }
+    }
+
+    /// Has the handler hear that there is a back end, though it has no room.
+    fn advance_until_lane(&mut self) {
+        while !self.handler.is_idle() {
             self.advance().unwrap();
         }
     }
