@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use devices::registry::DeviceSpec;
 use devices::virtio::mmio::{Register, read_empty_slot};
-use devices::virtio::{Answer, HostPlace, Interrupt, Notifier, Transport};
+use devices::virtio::{Answer, HostPlace, Interrupt, Notifier, Transport, Trial};
 use swiotlb::{Counters, GrantPolicy};
 use vmm_sys_util::eventfd::EventFd;
 use xen::ioreq::Pending;
@@ -82,6 +82,8 @@ pub(super) struct Slot {
     queues: u16,
     /// Dropped before the transport's doorbells close.
     ioeventfds: Vec<Ioeventfd>,
+    /// Whether it can be used has not come out yet.
+    on_trial: bool,
     removing: bool,
     waiting: Vec<Pending>,
     stopping_since: Option<Instant>,
@@ -115,6 +117,7 @@ pub(super) struct Parts {
 impl Slot {
     pub(super) fn new(parts: Parts) -> Self {
         Slot {
+            on_trial: !matches!(trial(&parts.transport), Trial::Passed),
             id: parts.id,
             wiring: parts.wiring,
             transport: parts.transport,
@@ -269,6 +272,25 @@ impl Slot {
         (rest, std::mem::take(&mut self.waiting))
     }
 
+    /// Whether it has not come out yet if the device can be used.
+    pub(super) fn is_on_trial(&self) -> bool {
+        self.on_trial
+    }
+
+    /// Tells how the device's trial has ended, once.
+    pub(super) fn watch_trial(&mut self, outbox: &Outbox) {
+        if !self.on_trial || self.removing {
+            return;
+        }
+        let event = match trial(&self.transport) {
+            Trial::Pending => return,
+            Trial::Passed => GuestEvent::Usable(self.id.clone()),
+            Trial::Failed(why) => GuestEvent::Unusable(self.id.clone(), why),
+        };
+        self.on_trial = false;
+        outbox.post(event);
+    }
+
     /// Whether queues are being stopped.
     pub(super) fn is_stopping(&self) -> bool {
         self.stopping_since.is_some()
@@ -394,4 +416,11 @@ impl Slot {
         }
         id
     }
+}
+
+/// How far a device's trial is; over if its code fails over it.
+fn trial(transport: &Transport) -> Trial {
+    let device = transport.device();
+    let trial = catch_unwind(AssertUnwindSafe(|| device.trial(Duration::ZERO)));
+    trial.unwrap_or(Trial::Passed)
 }

@@ -67,6 +67,10 @@ pub(super) fn connect(shared: &Shared) -> Result<Connection<'_>, SessionError> {
         Memory::Foreign => None,
     };
     let mut state = shared.state();
+    if !can_map(shared.guest_memory.get(), peer.protocol) {
+        // it has been put behind registers meanwhile
+        return Err(SessionError::NoXenMmap);
+    }
     if state.is_up() {
         for guest in state.guest_rings.features() {
             let missing = features::missing_foreign(features, guest);

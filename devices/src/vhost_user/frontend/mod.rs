@@ -56,6 +56,12 @@
 //! end: the worker lets go of the guest's memory and leaves; the session stops
 //! the ring afterwards, and gives the connection up if there is no answer.
 //!
+//! Nobody waits for it where the device is made either. Whether a back end that is
+//! there can serve the device comes out by [`Device::trial`](crate::virtio::Device):
+//! until then, and for a moment at most, the device is its guest's and its user tells
+//! nobody of it. A driver's first word waits longer, as long as `start-wait` says:
+//! what the back end offers cannot be taken back.
+//!
 //! A configuration space that is shorter than what a driver reads is zero from
 //! its end on; `config-size` insists on a length.
 //!

@@ -9,6 +9,7 @@ mod messages;
 mod partner;
 mod ring;
 mod semantics;
+mod trial;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -22,7 +23,7 @@ use crate::testing::{Buffer, DriverRing, GuestRam, Line, readable};
 use crate::virtio::features::{RING_EVENT_IDX, RING_INDIRECT_DESC, VERSION_1};
 use crate::virtio::{
     ActiveQueue, Chain, Device, DeviceError, DmaProvider, Notifier, QueueError, QueueHandler,
-    Transport, TransportOptions,
+    Transport, TransportOptions, Trial,
 };
 use partner::Partner;
 
@@ -37,6 +38,15 @@ fn config(socket: &Path) -> VhostUserConfig {
         queue_size: 16,
         pool_mib: 1,
         ..VhostUserConfig::new(socket, 42)
+    }
+}
+
+/// A device whose back end has been heard, if it says anything.
+fn open(config: VhostUserConfig) -> Result<VhostUserDevice, DeviceError> {
+    let device = VhostUserDevice::open(config.validate().unwrap()).unwrap();
+    match device.trial(PATIENCE) {
+        Trial::Failed(why) => Err(why),
+        Trial::Passed | Trial::Pending => Ok(device),
     }
 }
 
@@ -60,7 +70,10 @@ impl DmaProvider for Provider {
 /// A device behind its registers, and what rings when a driver that waits is to
 /// be looked after.
 fn registers(config: VhostUserConfig) -> (Transport, EventFd) {
-    let device = VhostUserDevice::open(config.validate().unwrap()).unwrap();
+    behind_registers(open(config).unwrap())
+}
+
+fn behind_registers(device: VhostUserDevice) -> (Transport, EventFd) {
     let event = EventFd::new(EFD_NONBLOCK).unwrap();
     let options = TransportOptions {
         label: "test".into(),
@@ -96,7 +109,7 @@ impl Rig {
     fn with(partner: Partner, change: fn(&mut VhostUserConfig)) -> Self {
         let mut config = config(partner.socket());
         change(&mut config);
-        let device = VhostUserDevice::open(config.validate().unwrap()).unwrap();
+        let device = open(config).unwrap();
         Rig::of_queue(partner, device, 0)
     }
 

@@ -127,9 +127,10 @@ impl RingServer for VhostUserDevice {
                 source: SessionError::NoXenMmap,
             }));
         }
-        drop(state);
-        // it is put behind registers once
+        // it is put behind registers once; whoever learns next what the back end can
+        // do looks at it
         let _ = shared.guest_memory.set(memory);
+        drop(state);
         shared.bell.ring();
         Ok(())
     }

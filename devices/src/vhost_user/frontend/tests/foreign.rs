@@ -11,10 +11,10 @@ use vhost::vhost_user::message::FrontendReq;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::partner::{Character, PROTOCOL, PROTOCOL_FEATURES, Partner};
-use super::{config, eventually};
+use super::{config, eventually, open};
 use crate::testing::{Buffer, DriverRing, GuestRam, Line};
+use crate::vhost_user::frontend::VhostUserConfig;
 use crate::vhost_user::frontend::config::Memory;
-use crate::vhost_user::frontend::{VhostUserConfig, VhostUserDevice};
 use crate::virtio::descriptor::borrow;
 use crate::virtio::features::{ACCESS_PLATFORM, RING_EVENT_IDX, RING_INDIRECT_DESC, VERSION_1};
 use crate::virtio::mmio::{Answer, Register};
@@ -72,7 +72,7 @@ fn put_behind_registers(
         ..config(partner.socket())
     };
     change(&mut config);
-    let device = VhostUserDevice::open(config.validate().unwrap()).unwrap();
+    let device = open(config).unwrap();
     let returned = EventFd::new(EFD_NONBLOCK).unwrap();
     let options = TransportOptions {
         label: "test".into(),

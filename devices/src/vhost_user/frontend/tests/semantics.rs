@@ -3,9 +3,9 @@
 use vhost::vhost_user::message::FrontendReq;
 
 use super::partner::{Character, Partner};
-use super::{Rig, config, eventually};
+use super::{Rig, config, eventually, open};
+use crate::vhost_user::frontend::VhostUserConfig;
 use crate::vhost_user::frontend::config::AfterRestart;
-use crate::vhost_user::frontend::{VhostUserConfig, VhostUserDevice};
 use crate::virtio::Device;
 
 /// TRANSPORT_RESET and what is behind it in a buffer of 8 bytes of 0x55.
@@ -24,7 +24,7 @@ fn socket_queue(queue: u16, change: fn(&mut VhostUserConfig)) -> Rig {
         ..config(partner.socket())
     };
     change(&mut config);
-    let device = VhostUserDevice::open(config.validate().unwrap()).unwrap();
+    let device = open(config).unwrap();
     Rig::of_queue(partner, device, queue)
 }
 
