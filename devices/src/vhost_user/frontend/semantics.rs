@@ -26,6 +26,20 @@ use crate::vsock::TRANSPORT_RESET;
 /// The event queue of a socket device. virtio 1.3 §5.10.2
 const SOCKET_EVENTS: u16 = 2;
 
+/// What the driver of such a device is told in queue `queue` when a back end has
+/// gone: the bytes of a buffer.
+pub(super) fn word_of_loss(device: DeviceType, queue: u16) -> Option<&'static [u8]> {
+    match (device, queue) {
+        (DeviceType::SOCKET, SOCKET_EVENTS) => Some(&TRANSPORT_RESET),
+        _ => None,
+    }
+}
+
+/// Whether the driver of such a device is told anything then.
+pub(super) fn has_word_of_loss(device: DeviceType) -> bool {
+    device == DeviceType::SOCKET
+}
+
 /// What a driver is told in a queue, and whether it has to be.
 pub(super) struct WordOfLoss {
     word: Option<&'static [u8]>,
@@ -36,11 +50,10 @@ pub(super) struct WordOfLoss {
 impl WordOfLoss {
     /// Of queue `queue` of such a device.
     pub(super) fn new(device: DeviceType, queue: u16) -> Self {
-        let word: Option<&[u8]> = match (device, queue) {
-            (DeviceType::SOCKET, SOCKET_EVENTS) => Some(&TRANSPORT_RESET),
-            _ => None,
-        };
-        WordOfLoss { word, owed: false }
+        WordOfLoss {
+            word: word_of_loss(device, queue),
+            owed: false,
+        }
     }
 
     /// The back end has gone.
