@@ -260,7 +260,7 @@ impl Slot {
         if let (Some(since), Some(_)) = (self.stopping_since, self.next_warning) {
             tracing::warn!(
                 seconds = since.elapsed().as_secs_f32(),
-                "the queues have stopped at last"
+                "what was waited for has come about at last"
             );
         }
         self.stopping_since = None;
@@ -296,7 +296,8 @@ impl Slot {
         self.stopping_since.is_some()
     }
 
-    /// Logs queues that take longer to stop than `bound`, once each `bound`.
+    /// Logs what takes longer than `bound`, queues to stop or another process to
+    /// answer, once each `bound`.
     /// Returns when to look again.
     pub(super) fn watch_stopping(&mut self, bound: Duration, now: Instant) -> Option<Instant> {
         let since = self.stopping_since?;
@@ -305,12 +306,22 @@ impl Slot {
             return Some(due);
         }
         let _entered = self.span.enter();
-        tracing::warn!(
-            queues = ?self.transport.stopping(),
-            seconds = now.duration_since(since).as_secs_f32(),
-            waiting = self.waiting.len(),
-            "queues do not stop; whoever resets the device waits for them"
-        );
+        let queues = self.transport.stopping();
+        let seconds = now.duration_since(since).as_secs_f32();
+        let waiting = self.waiting.len();
+        match queues.is_empty() {
+            true => tracing::warn!(
+                seconds,
+                waiting,
+                "another process does not answer; the driver waits for it"
+            ),
+            false => tracing::warn!(
+                ?queues,
+                seconds,
+                waiting,
+                "queues do not stop; whoever resets the device waits for them"
+            ),
+        }
         let next = now + bound;
         self.next_warning = Some(next);
         Some(next)
