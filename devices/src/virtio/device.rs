@@ -3,6 +3,7 @@
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use swiotlb::Dma;
 use vmm_sys_util::eventfd::EventFd;
@@ -34,6 +35,17 @@ impl DeviceType {
 /// Why a device could not start a queue: a host's failure, told to the guest
 /// as DEVICE_NEEDS_RESET.
 pub type DeviceError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Whether a device can be served, where that is another process's word.
+#[derive(Debug)]
+pub enum Trial {
+    /// It has not been said yet.
+    Pending,
+    /// It can; or nobody has said so in time, and whoever does is waited for.
+    Passed,
+    /// It cannot.
+    Failed(DeviceError),
+}
 
 /// Where users of the host find a device, or a part of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -93,8 +105,15 @@ pub trait Device: Send {
 
     /// The device is put behind registers, once. `notifier` is for what it tells
     /// its driver outside of its queues' workers; `attention` is rung when
-    /// [`Device::is_ready`] or [`Device::is_settled`] has changed.
+    /// [`Device::is_ready`], [`Device::is_settled`] or [`Device::trial`] has changed.
     fn attach(&mut self, _notifier: &Arc<Notifier>, _attention: EventFd) {}
+
+    /// Whether the device can be served. Waits for it to be said for `patience` at
+    /// most; with none it only looks. The device sets itself a bound besides, after
+    /// which it has passed. Whoever was told the end does not ask again.
+    fn trial(&self, _patience: Duration) -> Trial {
+        Trial::Passed
+    }
 
     /// Whether the device knows what it offers. Until it does, a driver's first
     /// word is not answered, for which the device sets itself a bound; then it

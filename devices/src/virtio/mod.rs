@@ -19,6 +19,7 @@ pub mod worker;
 
 pub use device::{
     Device, DeviceError, DeviceType, DmaProvider, HostPlace, QueueHandler, SharedRegion, Sharing,
+    Trial,
 };
 pub use interrupt::{Interrupt, Notifier};
 pub use mmio::{Answer, Transport, TransportOptions};

@@ -14,7 +14,7 @@ use crate::virtio::worker::with_causes;
 use crate::virtio::{ActiveQueue, Chain, Head, QueueError, QueueHandler};
 
 /// `struct virtio_vsock_event` with VIRTIO_VSOCK_EVENT_TRANSPORT_RESET.
-const TRANSPORT_RESET: [u8; 4] = 0u32.to_le_bytes();
+pub(crate) const TRANSPORT_RESET: [u8; 4] = 0u32.to_le_bytes();
 
 /// See the module.
 #[derive(Debug)]

@@ -61,4 +61,5 @@ mod transmit;
 pub use crate::unix::ListenError;
 pub use config::{ConfigError, VsockConfig, VsockSpec};
 pub use device::{VsockDevice, VsockHandle};
+pub(crate) use event::TRANSPORT_RESET;
 pub use stats::{VsockStats, VsockStatsSnapshot};

@@ -38,7 +38,9 @@ impl Daemon {
         let phase = served.map(|device| device.phase);
         match (phase, life) {
             // it is looked at again when it is gone
-            (Some(Phase::Removing), _) => Ok(()),
+            (Some(Phase::Removing | Phase::Unusable), _) => Ok(()),
+            // the toolstack has not been told yet
+            (Some(Phase::Trial), Life::Wanted | Life::New) => Ok(()),
             (Some(Phase::Served), Life::Wanted) => {
                 // somebody has touched its nodes, maybe its state
                 if let Some(device) = self.served_device(place) {
@@ -47,11 +49,16 @@ impl Daemon {
                 Ok(())
             }
             // all nodes are gone, and nobody has removed them
-            (Some(Phase::Served), Life::Gone) if self.is_forgotten(place.domid)? => Ok(()),
-            // new: the toolstack has written another one in its place
-            (Some(Phase::Served), Life::Gone | Life::New | Life::Closing | Life::Closed) => {
-                self.remove(place)
+            (Some(Phase::Served | Phase::Trial), Life::Gone)
+                if self.is_forgotten(place.domid)? =>
+            {
+                Ok(())
             }
+            // new: the toolstack has written another one in its place
+            (
+                Some(Phase::Served | Phase::Trial),
+                Life::Gone | Life::New | Life::Closing | Life::Closed,
+            ) => self.remove(place),
             (None, Life::Gone) => self.forget(place),
             (None, Life::Closed) => Ok(()),
             (None, Life::Closing) => self.close(place),
@@ -86,11 +93,8 @@ impl Daemon {
             .map(drop)
             .and_then(|()| self.attach(place, &info, wish?));
         match attached {
-            Ok(()) => {
-                self.refused.remove(place);
-                // an earlier daemon may have left one, too
-                self.clear_error(place)
-            }
+            Ok(Phase::Trial) => Ok(()),
+            Ok(_) => self.accept(place),
             Err(AttachError::Xenstore(error)) => Err(error),
             Err(error) => self.refuse(place, &info, &error),
         }
@@ -119,7 +123,13 @@ impl Daemon {
         )
     }
 
-    fn attach(&mut self, place: &Place, info: &DomainInfo, wish: Wish) -> Result<(), AttachError> {
+    /// Puts a device before its guest; how far it is then.
+    fn attach(
+        &mut self,
+        place: &Place,
+        info: &DomainInfo,
+        wish: Wish,
+    ) -> Result<Phase, AttachError> {
         let Wish { spec, state } = wish;
         let mapping = self.mapping_of(place.domid, info)?;
         // what it starts of its own tells of itself by this name
@@ -135,7 +145,10 @@ impl Daemon {
             device,
         };
         let served = self.serve_guest(place.domid, info)?;
-        served.guest.add(slot)?;
+        let phase = match served.guest.add(slot)? {
+            true => Phase::Trial,
+            false => Phase::Served,
+        };
         let image = spec.image().map(|image| image.display().to_string());
         tracing::info!(
             device = %place.key,
@@ -161,11 +174,17 @@ impl Daemon {
         }
         served
             .devices
-            .insert(place.key.clone(), ServedDevice::new(&spec));
-        // the guest's window is claimed and the device in place: only now may
-        // the toolstack start the guest
+            .insert(place.key.clone(), ServedDevice::new(&spec, phase));
+        Ok(phase)
+    }
+
+    /// A device can be used: its guest's window is claimed and the device in place.
+    /// Only now may the toolstack start the guest.
+    pub(super) fn accept(&mut self, place: &Place) -> Result<(), XenstoreError> {
+        self.refused.remove(place);
         self.tell(place, XenbusState::InitWait)?;
-        Ok(())
+        // an earlier daemon may have left one, too
+        self.clear_error(place)
     }
 
     /// The kind of a guest's mapping: read for each device, as what a
@@ -193,7 +212,7 @@ impl Daemon {
     }
 
     /// Whether xenstore knows nothing of a device.
-    fn is_given(&self, place: &Place) -> bool {
+    pub(super) fn is_given(&self, place: &Place) -> bool {
         self.served.given.contains_key(place)
     }
 
@@ -209,7 +228,7 @@ impl Daemon {
     pub(super) fn tell_connected(&mut self, place: &Place) -> Result<(), XenstoreError> {
         if self
             .served_device(place)
-            .is_none_or(|device| device.is_told)
+            .is_none_or(|device| device.is_told || device.phase == Phase::Trial)
         {
             return Ok(());
         }
@@ -221,7 +240,7 @@ impl Daemon {
         Ok(())
     }
 
-    fn served_device(&mut self, place: &Place) -> Option<&mut ServedDevice> {
+    pub(super) fn served_device(&mut self, place: &Place) -> Option<&mut ServedDevice> {
         let served = self.guests.get_mut(&place.domid)?;
         served.devices.get_mut(&place.key)
     }
@@ -271,7 +290,7 @@ impl Daemon {
     }
 
     /// Says why a device is not served: once in the log, and in its nodes.
-    fn refuse(
+    pub(super) fn refuse(
         &mut self,
         place: &Place,
         info: &DomainInfo,
@@ -293,7 +312,7 @@ impl Daemon {
     }
 
     /// Starts to take a device away.
-    fn remove(&mut self, place: &Place) -> Result<(), XenstoreError> {
+    pub(super) fn remove(&mut self, place: &Place) -> Result<(), XenstoreError> {
         let Some(served) = self.guests.get_mut(&place.domid) else {
             return Ok(());
         };
@@ -305,7 +324,9 @@ impl Daemon {
         match served.guest.remove(&place.key) {
             Ok(()) => {
                 tracing::debug!(device = %place.key, "removing");
-                device.phase = Phase::Removing;
+                if device.phase != Phase::Unusable {
+                    device.phase = Phase::Removing;
+                }
                 Ok(())
             }
             Err(error @ (GuestError::Ended(_) | GuestError::Unknown(_))) => {
@@ -329,6 +350,9 @@ impl Daemon {
             .and_then(|served| served.devices.remove(&place.key));
         if was.is_some() {
             tracing::info!(device = %place.key, "removed");
+        }
+        if was.is_some_and(|device| device.phase == Phase::Unusable) {
+            return self.leave_unusable(place);
         }
         if !self.refused.is_empty() {
             // its image or its place may be what another one lacked

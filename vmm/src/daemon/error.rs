@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use devices::blk::ImageError;
 use devices::registry::OpenError;
+use devices::virtio::DeviceError;
 use swiotlb::features::FeatureError;
 use thiserror::Error;
 use xen::{DomId, xenstore};
@@ -132,6 +133,9 @@ pub(super) enum AttachError {
     /// What the device stands on is not to be had.
     #[error(transparent)]
     Open(#[from] OpenError),
+    /// What the device stands on cannot serve it.
+    #[error(transparent)]
+    Unusable(DeviceError),
     /// The guest cannot be served, or not this device of it.
     #[error(transparent)]
     Guest(#[from] GuestError),

@@ -187,6 +187,8 @@ impl Daemon {
                 }
                 self.tell_connected(&Place { domid, key })?;
             }
+            GuestEvent::Usable(key) => return self.usable(&Place { domid, key }),
+            GuestEvent::Unusable(key, why) => return self.unusable(&Place { domid, key }, why),
             GuestEvent::DriverReset(key) => tracing::debug!(device = %key, "the driver left"),
             GuestEvent::NeedsReset(key) => {
                 if let Some((_, 1)) = device(&key, |device| device.failures += 1) {

@@ -16,7 +16,8 @@
 //! A device's nodes are read anew whenever something may have changed, and
 //! what is to be done follows from what is there and from what is served, not
 //! from how it came about: daemon and guests may appear in any order, and
-//! xenstored may be restarted.
+//! xenstored may be restarted. Nothing is waited for here: a device of which another
+//! process says whether it can be used is on trial meanwhile (trial.rs).
 
 mod control;
 mod device;
@@ -28,6 +29,7 @@ mod one;
 mod report;
 mod scope;
 mod served;
+mod trial;
 
 use std::collections::BTreeMap;
 use std::io;

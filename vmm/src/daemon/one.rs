@@ -113,9 +113,13 @@ impl Daemon {
                 },
             })?;
         let places = self.served.places(&self.store, &self.root);
-        for place in places.map_err(StartError::Xenstore)? {
-            self.look(&place).map_err(StartError::Xenstore)?;
-            self.check_given(&place)?;
+        let places = places.map_err(StartError::Xenstore)?;
+        for place in &places {
+            self.look(place).map_err(StartError::Xenstore)?;
+        }
+        self.await_trials();
+        for place in &places {
+            self.check_given(place)?;
         }
         match discovery::write_running(&self.store, &self.root, domid) {
             // a domain need not own all of its own directory

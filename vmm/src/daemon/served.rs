@@ -27,8 +27,13 @@ pub(super) struct ServedGuest {
 /// How far a device is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Phase {
+    /// It is before the guest, and whether it can be used has not come out yet. The
+    /// toolstack does not know of it.
+    Trial,
     /// The guest can use it.
     Served,
+    /// It cannot be used, and is being removed for that.
+    Unusable,
     /// It is being removed; what comes then is seen then.
     Removing,
 }
@@ -62,7 +67,7 @@ pub(super) struct ServedDevice {
 }
 
 impl ServedDevice {
-    pub(super) fn new(spec: &SlotSpec) -> Self {
+    pub(super) fn new(spec: &SlotSpec, phase: Phase) -> Self {
         let image = spec.image().and_then(FileId::of);
         ServedDevice {
             kind: spec.device.kind().name,
@@ -71,7 +76,7 @@ impl ServedDevice {
             format: spec.format(),
             image,
             section: spec.section.clone(),
-            phase: Phase::Served,
+            phase,
             starts: 0,
             is_told: false,
             failures: 0,

@@ -21,8 +21,8 @@ use crate::logs::report;
 const SPIS: std::ops::RangeInclusive<u32> = 32..=1019;
 
 impl Service {
-    /// Serves a further device.
-    pub(super) fn add(&mut self, slot: DeviceSlot) -> Result<(), GuestError> {
+    /// Serves a further device; whether it is on trial.
+    pub(super) fn add(&mut self, slot: DeviceSlot) -> Result<bool, GuestError> {
         self.check_place(&slot)?;
         self.check_irq(&slot.id, slot.irq)?;
         let DeviceSlot {
@@ -90,14 +90,15 @@ impl Service {
             ioeventfds,
             span,
         };
-        self.insert(base, Slot::new(parts))
-            .map_err(|_| GuestError::Base {
-                device: id.clone(),
-                base,
-                windows: MmioWindow::list(&self.config.windows),
-            })?;
+        let slot = Slot::new(parts);
+        let on_trial = slot.is_on_trial();
+        self.insert(base, slot).map_err(|_| GuestError::Base {
+            device: id.clone(),
+            base,
+            windows: MmioWindow::list(&self.config.windows),
+        })?;
         tracing::info!(device = %id, base = format_args!("{base:#x}"), irq, grants, queues, "device added");
-        Ok(())
+        Ok(on_trial)
     }
 
     fn check_place(&self, slot: &DeviceSlot) -> Result<(), GuestError> {

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use devices::virtio::DeviceError;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::config::DeviceKey;
@@ -18,6 +19,10 @@ pub enum GuestEvent {
     /// A device that was to be removed is gone, and nothing of the guest's is
     /// held for it any more.
     Removed(DeviceKey),
+    /// A device that was on trial ([`Guest::add`](super::Guest::add)) can be used.
+    Usable(DeviceKey),
+    /// It cannot, and is of no use: it is to be removed.
+    Unusable(DeviceKey, DeviceError),
     /// The device cannot go on until its driver resets it.
     NeedsReset(DeviceKey),
     /// The guest's thread met an error; it goes on unless the guest has ended.
@@ -66,7 +71,12 @@ impl Outbox {
             return;
         }
         // what the control plane waits for is never dropped
-        let dispensable = |event: &GuestEvent| !matches!(event, GuestEvent::Removed(_));
+        let dispensable = |event: &GuestEvent| {
+            !matches!(
+                event,
+                GuestEvent::Removed(_) | GuestEvent::Usable(_) | GuestEvent::Unusable(..)
+            )
+        };
         if events.len() >= LIMIT && dispensable(&event) {
             match events.iter().position(dispensable) {
                 Some(oldest) => drop(events.remove(oldest)),

@@ -141,12 +141,14 @@ impl Guest {
         self.server
     }
 
-    /// Serves a further device.
+    /// Serves a further device. True: it is on trial ([`Trial`](devices::virtio::Trial)), its guest's first
+    /// word to it waits, and [`GuestEvent::Usable`] or [`GuestEvent::Unusable`]
+    /// follows.
     ///
     /// # Errors
     /// A place or an interrupt that it cannot have, or the host's failure;
     /// [`GuestError::Ended`].
-    pub fn add(&self, slot: DeviceSlot) -> Result<(), GuestError> {
+    pub fn add(&self, slot: DeviceSlot) -> Result<bool, GuestError> {
         self.ask(move |service| service.add(slot))?
     }
 

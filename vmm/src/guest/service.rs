@@ -307,12 +307,17 @@ impl Service {
         if self.look_again.is_some() {
             self.drain();
         }
+        if self.slots().any(Slot::is_stopping) {
+            // who waits for another process does so for a time only
+            self.collect();
+        }
         let now = Instant::now();
         let bound = self.config.stop_warning;
         let bases: Vec<u64> = self.places.values().copied().collect();
         for base in bases {
             if let Some((_, slot)) = self.bus.device_mut(MmioAddress(base)) {
                 slot.watch_stopping(bound, now);
+                slot.watch_trial(&self.outbox);
             }
         }
         match self.ending {
@@ -329,10 +334,11 @@ impl Service {
         if self.look_again.is_some() {
             return 0;
         }
-        if !self.slots().any(Slot::is_stopping) {
+        let waits = |slot: &Slot| slot.is_stopping() || slot.is_on_trial();
+        if !self.slots().any(waits) {
             return -1;
         }
-        // a coarse grid: these are warnings
+        // a coarse grid: these are warnings, and bounds that nobody should come to
         let grid = (self.config.stop_warning / 8)
             .clamp(Duration::from_millis(1), Duration::from_millis(250));
         i32::try_from(grid.as_millis()).unwrap_or(i32::MAX)

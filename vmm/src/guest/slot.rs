@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use devices::registry::DeviceSpec;
 use devices::virtio::mmio::{Register, read_empty_slot};
-use devices::virtio::{Answer, HostPlace, Interrupt, Notifier, Transport};
+use devices::virtio::{Answer, HostPlace, Interrupt, Notifier, Transport, Trial};
 use swiotlb::{Counters, GrantPolicy};
 use vmm_sys_util::eventfd::EventFd;
 use xen::ioreq::Pending;
@@ -82,6 +82,8 @@ pub(super) struct Slot {
     queues: u16,
     /// Dropped before the transport's doorbells close.
     ioeventfds: Vec<Ioeventfd>,
+    /// Whether it can be used has not come out yet.
+    on_trial: bool,
     removing: bool,
     waiting: Vec<Pending>,
     stopping_since: Option<Instant>,
@@ -115,6 +117,7 @@ pub(super) struct Parts {
 impl Slot {
     pub(super) fn new(parts: Parts) -> Self {
         Slot {
+            on_trial: !matches!(trial(&parts.transport), Trial::Passed),
             id: parts.id,
             wiring: parts.wiring,
             transport: parts.transport,
@@ -257,7 +260,7 @@ impl Slot {
         if let (Some(since), Some(_)) = (self.stopping_since, self.next_warning) {
             tracing::warn!(
                 seconds = since.elapsed().as_secs_f32(),
-                "the queues have stopped at last"
+                "what was waited for has come about at last"
             );
         }
         self.stopping_since = None;
@@ -269,12 +272,32 @@ impl Slot {
         (rest, std::mem::take(&mut self.waiting))
     }
 
+    /// Whether it has not come out yet if the device can be used.
+    pub(super) fn is_on_trial(&self) -> bool {
+        self.on_trial
+    }
+
+    /// Tells how the device's trial has ended, once.
+    pub(super) fn watch_trial(&mut self, outbox: &Outbox) {
+        if !self.on_trial || self.removing {
+            return;
+        }
+        let event = match trial(&self.transport) {
+            Trial::Pending => return,
+            Trial::Passed => GuestEvent::Usable(self.id.clone()),
+            Trial::Failed(why) => GuestEvent::Unusable(self.id.clone(), why),
+        };
+        self.on_trial = false;
+        outbox.post(event);
+    }
+
     /// Whether queues are being stopped.
     pub(super) fn is_stopping(&self) -> bool {
         self.stopping_since.is_some()
     }
 
-    /// Logs queues that take longer to stop than `bound`, once each `bound`.
+    /// Logs what takes longer than `bound`, queues to stop or another process to
+    /// answer, once each `bound`.
     /// Returns when to look again.
     pub(super) fn watch_stopping(&mut self, bound: Duration, now: Instant) -> Option<Instant> {
         let since = self.stopping_since?;
@@ -283,12 +306,22 @@ impl Slot {
             return Some(due);
         }
         let _entered = self.span.enter();
-        tracing::warn!(
-            queues = ?self.transport.stopping(),
-            seconds = now.duration_since(since).as_secs_f32(),
-            waiting = self.waiting.len(),
-            "queues do not stop; whoever resets the device waits for them"
-        );
+        let queues = self.transport.stopping();
+        let seconds = now.duration_since(since).as_secs_f32();
+        let waiting = self.waiting.len();
+        match queues.is_empty() {
+            true => tracing::warn!(
+                seconds,
+                waiting,
+                "another process does not answer; the driver waits for it"
+            ),
+            false => tracing::warn!(
+                ?queues,
+                seconds,
+                waiting,
+                "queues do not stop; whoever resets the device waits for them"
+            ),
+        }
         let next = now + bound;
         self.next_warning = Some(next);
         Some(next)
@@ -394,4 +427,11 @@ impl Slot {
         }
         id
     }
+}
+
+/// How far a device's trial is; over if its code fails over it.
+fn trial(transport: &Transport) -> Trial {
+    let device = transport.device();
+    let trial = catch_unwind(AssertUnwindSafe(|| device.trial(Duration::ZERO)));
+    trial.unwrap_or(Trial::Passed)
 }

@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 use devices::blk::ImageError;
 use devices::registry::{DeviceSpec, OpenError};
 use devices::vhost_user::backend::{Server, ServerError};
-use devices::virtio::Device;
 use devices::virtio::worker::with_causes;
+use devices::virtio::{Device, DeviceError, Trial};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::low_level::pipe;
@@ -71,7 +71,7 @@ pub enum PairError {
 /// Why devices could not be served, or not to the end.
 #[derive(Debug, Error)]
 pub enum ServeError {
-    /// A device cannot be opened.
+    /// A device cannot be opened, or what it stands on cannot serve it.
     #[error("{} for {}", .kind, path.display())]
     Device {
         /// Its kind.
@@ -80,7 +80,7 @@ pub enum ServeError {
         path: PathBuf,
         /// Why.
         #[source]
-        source: OpenError,
+        source: DeviceError,
     },
     /// A socket.
     #[error(transparent)]
@@ -222,16 +222,19 @@ fn open(
     let span = tracing::info_span!("vhost-user", socket = %path.display(), device = kind);
     let server = span.in_scope(|| {
         let opened = open_device(&device, end)?;
-        let opened = opened.map(|device| {
-            device.map_err(|source| ServeError::Device {
-                kind,
-                path: path.clone(),
-                source,
-            })
-        });
-        let Some(device) = opened.transpose()? else {
+        let Some(opened) = opened else {
             return Ok(None);
         };
+        let failed = |source| ServeError::Device {
+            kind,
+            path: path.clone(),
+            source,
+        };
+        let device = opened.map_err(|error| failed(error.into()))?;
+        // nobody else waits for this thread
+        if let Trial::Failed(why) = device.trial(Duration::MAX) {
+            return Err(failed(why));
+        }
         let server = Server::bind(&path, device, kind)?;
         tracing::info!("listening");
         Ok::<_, ServeError>(Some(server))

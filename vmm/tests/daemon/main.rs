@@ -11,4 +11,5 @@ mod mapping;
 mod reload;
 mod run;
 mod status;
+mod trial;
 mod virtio;

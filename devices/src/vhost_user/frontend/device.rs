@@ -17,9 +17,10 @@ use super::session::Session;
 use super::shared::Shared;
 use super::stats::VhostUserStats;
 use crate::virtio::worker::with_causes;
-use crate::virtio::{Device, DeviceError, DeviceType, Notifier, QueueHandler, RingServer};
+use crate::virtio::{Device, DeviceError, DeviceType, Notifier, QueueHandler, RingServer, Trial};
 
-/// How long a back end is waited for that is there and does not say what it is.
+/// How long nobody is told of the device where a back end is there and does not say
+/// what it is. Then it is taken for one that comes late.
 const FIRST_WORD: Duration = Duration::from_secs(2);
 
 /// Why the device cannot be made.
@@ -56,14 +57,14 @@ pub struct VhostUserDevice {
 }
 
 impl VhostUserDevice {
-    /// Starts the session with the back end of `spec`. A back end that is not
-    /// there is waited for. A driver waits with it, but not for ever: it is then
-    /// offered no features of the device's own and the configured configuration
-    /// space.
+    /// Starts the session with the back end of `spec`, and does not wait for it:
+    /// whether it can serve this device comes out by [`Device::trial`]. A back end
+    /// that is not there is waited for. A driver waits with it, but not for ever: it
+    /// is then offered no features of the device's own and the configured
+    /// configuration space.
     ///
     /// # Errors
-    /// [`OpenError`]: no thread, or a back end that is there and cannot serve
-    /// this device.
+    /// [`OpenError::Host`]: no thread.
     pub fn open(spec: VhostUserSpec) -> Result<Self, OpenError> {
         let shared = Arc::new(Shared::new(spec).map_err(OpenError::Host)?);
         let session = Session::new(Arc::clone(&shared));
@@ -75,18 +76,11 @@ impl VhostUserDevice {
                 session.run();
             });
         let spec = &shared.spec;
-        let device = VhostUserDevice {
+        Ok(VhostUserDevice {
             queue_sizes: vec![spec.queue_size; usize::from(spec.queues)],
             session: Some(thread.map_err(OpenError::Host)?),
             shared,
-        };
-        match device.shared.first_try(FIRST_WORD) {
-            Some(Err(error)) if !may_come(&error) => Err(OpenError::BackEnd {
-                socket: device.shared.spec.socket().display().to_string(),
-                why: with_causes(&*error),
-            }),
-            _ => Ok(device),
-        }
+        })
     }
 
     pub(super) fn shared(&self) -> &Shared {
@@ -194,6 +188,19 @@ impl Device for VhostUserDevice {
 
     fn attach(&mut self, notifier: &Arc<Notifier>, attention: EventFd) {
         self.shared.attach(notifier, attention);
+    }
+
+    fn trial(&self, patience: Duration) -> Trial {
+        let left = self.shared.left_of(FIRST_WORD);
+        match self.shared.first_try(patience.min(left)) {
+            Some(Err(error)) if !may_come(&error) => Trial::Failed(Box::new(OpenError::BackEnd {
+                socket: self.shared.spec.socket().display().to_string(),
+                why: with_causes(&*error),
+            })),
+            Some(_) => Trial::Passed,
+            None if left > patience => Trial::Pending,
+            None => Trial::Passed,
+        }
     }
 
     fn is_ready(&self) -> bool {

@@ -11,6 +11,7 @@ use super::features;
 use super::foreign::{Direct, can_map};
 use super::peer::{CONFIG_MAX, PROTOCOL_FEATURES, Peer, until};
 use super::pool::Pool;
+use super::semantics::has_word_of_loss;
 use super::shared::{Known, Shared};
 use crate::unix::connect_to;
 use crate::virtio::features::VERSION_1;
@@ -25,7 +26,8 @@ const PROTOCOL: Protocol = Protocol::MQ
     .union(Protocol::BACKEND_REQ);
 
 /// What is asked for besides where the back end has the guest's memory and rings.
-const FOREIGN: Protocol = Protocol::XEN_MMAP.union(Protocol::INFLIGHT_SHMFD);
+const FOREIGN: Protocol = FOREIGN_UNTRACKED.union(Protocol::INFLIGHT_SHMFD);
+const FOREIGN_UNTRACKED: Protocol = Protocol::XEN_MMAP;
 
 /// Connects and finds out what the back end is.
 pub(super) fn connect(shared: &Shared) -> Result<Connection<'_>, SessionError> {
@@ -40,6 +42,11 @@ pub(super) fn connect(shared: &Shared) -> Result<Connection<'_>, SessionError> {
     if features & PROTOCOL_FEATURES != 0 {
         let wanted = match spec.memory {
             Memory::Bounce => PROTOCOL,
+            // what is told of a loss is told in a request that a record would have in
+            // flight for ever
+            Memory::Foreign if has_word_of_loss(spec.device_type) => {
+                PROTOCOL.union(FOREIGN_UNTRACKED)
+            }
             Memory::Foreign => PROTOCOL.union(FOREIGN),
         };
         peer.negotiate(wanted, &end)?;
@@ -67,6 +74,10 @@ pub(super) fn connect(shared: &Shared) -> Result<Connection<'_>, SessionError> {
         Memory::Foreign => None,
     };
     let mut state = shared.state();
+    if !can_map(shared.guest_memory.get(), peer.protocol) {
+        // it has been put behind registers meanwhile
+        return Err(SessionError::NoXenMmap);
+    }
     if state.is_up() {
         for guest in state.guest_rings.features() {
             let missing = features::missing_foreign(features, guest);

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use super::config::{AfterRestart, CopyBack};
 use super::error::Violation;
 use super::line::{Line, NoPlace, Request};
+use super::semantics::WordOfLoss;
 use super::shared::{Lane, Mail, Mailbox, Shared};
 use crate::virtio::counters::add;
 use crate::virtio::poller::Poller;
@@ -42,6 +43,7 @@ pub(super) struct VhostUserHandler {
     line: Option<Line>,
     /// Who wait for room, or for a back end, in their order.
     waiting: VecDeque<Request>,
+    loss: WordOfLoss,
     // of the batch at hand; kept for their memory
     added: Vec<u16>,
     used: Vec<(u16, u32)>,
@@ -62,6 +64,7 @@ impl VhostUserHandler {
         poller.add(&mailbox.bell, NEWS)?;
         Ok(VhostUserHandler {
             wish: shared.want(queue, features, Arc::clone(&mailbox)),
+            loss: WordOfLoss::new(shared.spec.device_type, queue),
             shared,
             queue,
             mailbox,
@@ -113,17 +116,25 @@ impl VhostUserHandler {
             tracing::debug!(%violation, "the last used entries are not taken");
         }
         self.finish(queue, &mut line)?;
-        let mut lost: Vec<Request> = line.left().collect();
+        let mut lost: VecDeque<Request> = line.left().collect();
         if lost.iter().any(Request::asks) && self.shared.spec.after_restart == AfterRestart::Reset {
             let why = "it went away with requests that must not be repeated";
             return Err(self.failed(why.to_owned()));
         }
+        lost.make_contiguous().sort_by_key(|request| request.number);
+        self.loss.lost();
+        self.loss.tell(&mut lost, queue, &self.shared.stats)?;
         add(&self.shared.stats.repeated, lost.len());
-        lost.sort_by_key(|request| request.number);
-        for request in lost.into_iter().rev() {
-            self.waiting.push_front(request);
-        }
-        Ok(())
+        lost.append(&mut self.waiting);
+        self.waiting = lost;
+        self.tell_loss(queue)
+    }
+
+    /// Tells the driver what is owed to it of a lost back end, if it has given a
+    /// buffer for that.
+    fn tell_loss(&mut self, queue: &mut ActiveQueue) -> Result<(), QueueError> {
+        let stats = &self.shared.stats;
+        self.loss.tell(&mut self.waiting, queue, stats)
     }
 
     /// Moves what can be moved, both ways.
@@ -297,14 +308,17 @@ impl QueueHandler for VhostUserHandler {
             self.waiting.push_back(request);
             self.taken += 1;
         }
+        self.tell_loss(queue)?;
         self.turn(queue)
     }
 
     fn room(&self) -> usize {
-        match self.line.is_some() && self.waiting.is_empty() {
-            true => BATCH,
+        match (self.waiting.is_empty(), self.line.is_some()) {
+            (true, true) => BATCH,
+            // for what the driver is to be told without one
+            (true, false) if self.loss.is_owed() => 1,
             // the back end's calls make room, or its coming does
-            false => 0,
+            _ => 0,
         }
     }
 

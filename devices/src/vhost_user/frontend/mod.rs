@@ -47,12 +47,20 @@
 //! this side keeps the rings and so knows which is which, whether or not a back
 //! end tracks its requests (INFLIGHT_SHMFD is not negotiated). A request that it had done without
 //! saying so is so done twice: idempotent requests, such as a disk's, do not
-//! mind; for others there is `after-restart = "reset"`.
+//! mind; for others there is `after-restart = "reset"`. What a type of device demands
+//! besides is in `semantics`: a socket device's driver is told that its
+//! connections are over.
 //!
 //! A connection has memory of its own, so that a back end that was given up
 //! cannot write into its successor's. A guest's reset never waits for a back
 //! end: the worker lets go of the guest's memory and leaves; the session stops
 //! the ring afterwards, and gives the connection up if there is no answer.
+//!
+//! Nobody waits for it where the device is made either. Whether a back end that is
+//! there can serve the device comes out by [`Device::trial`](crate::virtio::Device):
+//! until then, and for a moment at most, the device is its guest's and its user tells
+//! nobody of it. A driver's first word waits longer, as long as `start-wait` says:
+//! what the back end offers cannot be taken back.
 //!
 //! A configuration space that is shorter than what a driver reads is zero from
 //! its end on; `config-size` insists on a length.
@@ -70,6 +78,7 @@ mod handler;
 mod line;
 mod peer;
 mod pool;
+mod semantics;
 mod session;
 mod shadow;
 mod shared;

@@ -24,6 +24,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 
 use super::error::SessionError;
+use super::foreign::tell_loss;
 use super::greeting::connect;
 use super::shared::Shared;
 use super::wire::timespec;
@@ -75,6 +76,7 @@ impl Session {
                     };
                     drop(connection);
                     shared.lose_guest_rings();
+                    tell_loss(&shared);
                     add(&shared.stats.lost, 1);
                     self.away = Instant::now();
                     end

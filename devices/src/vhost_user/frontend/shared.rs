@@ -188,6 +188,11 @@ impl Shared {
         self.state().known.is_some() || self.begun.elapsed() >= self.spec.start_wait
     }
 
+    /// What is left of `bound` since the back end is wanted.
+    pub(super) fn left_of(&self, bound: Duration) -> Duration {
+        bound.saturating_sub(self.begun.elapsed())
+    }
+
     /// Whether the back end has taken what the driver has written to the
     /// configuration space. Nobody waits for one that is not there, or has not
     /// answered in its time.

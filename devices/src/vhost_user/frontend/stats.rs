@@ -30,6 +30,8 @@ counters! {
     config_changes,
     /// Requests that another back end was given again.
     repeated,
+    /// Drivers told, in a way of their device's, that a back end has gone.
+    losses_told,
     /// Rules of a ring that back ends have broken.
     violations,
 }

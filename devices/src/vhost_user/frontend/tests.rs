@@ -8,6 +8,8 @@ mod life;
 mod messages;
 mod partner;
 mod ring;
+mod semantics;
+mod trial;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -21,7 +23,7 @@ use crate::testing::{Buffer, DriverRing, GuestRam, Line, readable};
 use crate::virtio::features::{RING_EVENT_IDX, RING_INDIRECT_DESC, VERSION_1};
 use crate::virtio::{
     ActiveQueue, Chain, Device, DeviceError, DmaProvider, Notifier, QueueError, QueueHandler,
-    Transport, TransportOptions,
+    Transport, TransportOptions, Trial,
 };
 use partner::Partner;
 
@@ -36,6 +38,15 @@ fn config(socket: &Path) -> VhostUserConfig {
         queue_size: 16,
         pool_mib: 1,
         ..VhostUserConfig::new(socket, 42)
+    }
+}
+
+/// A device whose back end has been heard, if it says anything.
+fn open(config: VhostUserConfig) -> Result<VhostUserDevice, DeviceError> {
+    let device = VhostUserDevice::open(config.validate().unwrap()).unwrap();
+    match device.trial(PATIENCE) {
+        Trial::Failed(why) => Err(why),
+        Trial::Passed | Trial::Pending => Ok(device),
     }
 }
 
@@ -59,7 +70,10 @@ impl DmaProvider for Provider {
 /// A device behind its registers, and what rings when a driver that waits is to
 /// be looked after.
 fn registers(config: VhostUserConfig) -> (Transport, EventFd) {
-    let device = VhostUserDevice::open(config.validate().unwrap()).unwrap();
+    behind_registers(open(config).unwrap())
+}
+
+fn behind_registers(device: VhostUserDevice) -> (Transport, EventFd) {
     let event = EventFd::new(EFD_NONBLOCK).unwrap();
     let options = TransportOptions {
         label: "test".into(),
@@ -95,14 +109,19 @@ impl Rig {
     fn with(partner: Partner, change: fn(&mut VhostUserConfig)) -> Self {
         let mut config = config(partner.socket());
         change(&mut config);
-        let mut device = VhostUserDevice::open(config.validate().unwrap()).unwrap();
+        let device = open(config).unwrap();
+        Rig::of_queue(partner, device, 0)
+    }
+
+    /// A device in front of `partner`, with one of its queues served.
+    fn of_queue(partner: Partner, mut device: VhostUserDevice, index: u16) -> Self {
         let notifier = Arc::new(Notifier::new(Arc::new(Line::default())));
         device.attach(&notifier, EventFd::new(EFD_NONBLOCK).unwrap());
         let ram = GuestRam::new(1024);
         let ring = DriverRing::new(&ram, 16);
         let (queue, _) = ring.activate(GUEST);
         let features = GUEST | device.features();
-        let handler = device.start_queue(0, features).unwrap();
+        let handler = device.start_queue(index, features).unwrap();
         let mut rig = Rig {
             ram,
             ring,
@@ -119,6 +138,13 @@ impl Rig {
     /// Has the handler hear that there is a back end.
     fn advance_until_served(&mut self) {
         while self.handler.room() == 0 {
+            self.advance().unwrap();
+        }
+    }
+
+    /// Has the handler hear that there is a back end, though it has no room.
+    fn advance_until_lane(&mut self) {
+        while !self.handler.is_idle() {
             self.advance().unwrap();
         }
     }

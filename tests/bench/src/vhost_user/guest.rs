@@ -3,10 +3,11 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use devices::registry::DeviceSpec;
 use devices::vhost_user::frontend::VhostUserConfig;
 use devices::vhost_user::frontend::config::Memory;
+use devices::virtio::Trial;
 use devices::virtio::queue::Descriptor;
 use tests::Stand;
 use tests::back_end::Way;
@@ -135,6 +136,9 @@ impl Guest {
             ..way.config(socket, 2)
         };
         let device = DeviceSpec::VhostUser(config.validate()?).open()?;
+        if let Trial::Failed(why) = device.trial(Duration::MAX) {
+            bail!(why);
+        }
         let memory = stand.memory(way.addresses);
         let mut bus = match events {
             Events::Fake => Bus::Fake(Box::new(stand.raw(&stand.add(0, way.addresses, device), 0))),

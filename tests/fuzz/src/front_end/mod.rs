@@ -19,7 +19,7 @@ use devices::testing::{Buffer, DriverRing, GuestRam, Line};
 use devices::vhost_user::frontend::config::{AfterRestart, CopyBack};
 use devices::vhost_user::frontend::{VhostUserConfig, VhostUserDevice};
 use devices::virtio::features::{RING_EVENT_IDX, RING_INDIRECT_DESC, VERSION_1};
-use devices::virtio::{ActiveQueue, Device, Notifier, QueueError, QueueHandler};
+use devices::virtio::{ActiveQueue, Device, Notifier, QueueError, QueueHandler, Trial};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -118,10 +118,11 @@ pub fn play(story: Story) {
         ..VhostUserConfig::new(back_end.socket(), 42)
     };
     let spec = config.validate().expect("a configuration");
-    let Ok(device) = VhostUserDevice::open(spec) else {
-        assert!(!honest, "a back end that can be used is refused");
+    let device = VhostUserDevice::open(spec).expect("a device");
+    if let Trial::Failed(why) = device.trial(PATIENCE) {
+        assert!(!honest, "a back end that can be used is refused: {why}");
         return;
-    };
+    }
     let mut guest = Guest::new(device, story.whole);
     let other = Other::new(&guest.ram);
     guest.await_back_end(&back_end, if honest { PATIENCE } else { DOUBT });

@@ -7,6 +7,7 @@
  *   ahead     moves the used index by more than there is
  *   long      declares more bytes than a buffer has
  *   silent    takes requests and never answers
+ *   mute      takes the connection, never says a word on it, and says "left" when it has ended
  * It says "served COUNT" after each batch of requests. Ends with its front end's connection. */
 #include <err.h>
 #include <poll.h>
@@ -244,6 +245,12 @@ int main(int argc, char **argv) {
 	connection = accept(listener, NULL, NULL);
 	if (connection < 0)
 		err(1, "accept");
+	if (!strcmp(mode, "mute")) {
+		while (read(connection, &message, sizeof message) > 0)
+			;
+		printf("left\n");
+		return 0;
+	}
 	for (;;) {
 		struct pollfd polled[] = {{.fd = connection, .events = POLLIN}, {.fd = kick, .events = POLLIN}};
 		if (poll(polled, 2, -1) < 0)

@@ -1,4 +1,4 @@
-/* stream ADDRESS MIB [COUNT [whole]]: COUNT connections (one), each in a process of its own; over each MIB MiB of noise go
+/* stream ADDRESS MIB [COUNT [whole|idle]]: COUNT connections (one), each in a process of its own; over each MIB MiB of noise go
  * both ways at once, and each side ends its direction when it has sent everything.
  * ADDRESS is vsock:CID:PORT, vsock-listen:PORT, tcp:IP:PORT, tcp-listen:PORT, unix-listen:PATH, or host:PATH:PORT (the
  * guest's PORT, asked for at the unix socket PATH). "listening" is said once others can connect.
@@ -6,10 +6,12 @@
  * With "whole" no direction is ended before the other, and no write is above 16 KiB: for vsock's peers that know no
  * half-closed connections, drop packets whose payload Linux gives in more than one piece, and reset a connection that
  * is spoken on from the host before its answer has reached the guest: who connects says the first byte.
+ * With "idle" nothing is sent: each side says "held", waits, and says "ended HOW" when the connection is over.
  * Says "sent SUM", "received SUM" for each connection and "took SECONDS"; ends with status 1 where one fails. */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <err.h>
+#include <errno.h>
 #include <fcntl.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -32,6 +34,7 @@ static uint64_t words; /* of each direction */
 static uint64_t chunk[CHUNK];
 static bool endless; /* neither side ends its direction */
 static bool whole;   /* both sides say when everything has come */
+static bool idle;    /* both sides say nothing */
 
 static double now(void) {
 	struct timespec time;
@@ -93,10 +96,21 @@ static void receive_noise(int fd) {
 	printf("received %016jx\n", (uintmax_t)sum);
 }
 
+static void hold(int fd) {
+	char byte;
+	printf("held\n");
+	ssize_t got = read(fd, &byte, 1);
+	printf("ended %s\n", got < 0 ? strerror(errno) : got ? "with a byte" : "in order");
+}
+
 /* both directions, in a process each */
 static void exchange(int fd, bool caller) {
 	char byte = 0;
 	int status;
+	if (idle) {
+		hold(fd);
+		return;
+	}
 	if (whole && (caller ? write(fd, &byte, 1) : read(fd, &byte, 1)) != 1)
 		err(1, "the first byte");
 	pid_t child = fork();
@@ -204,7 +218,7 @@ int main(int argc, char **argv) {
 	unsigned cid, port;
 	int listener = -1, status, failed = 0;
 	if (argc < 3 || argc > 5)
-		errx(2, "usage: stream ADDRESS MIB [COUNT [whole]]");
+		errx(2, "usage: stream ADDRESS MIB [COUNT [whole|idle]]");
 	unsigned long count = argc > 3 ? strtoul(argv[3], NULL, 10) : 1;
 	words = strtoull(argv[2], NULL, 10) << 17;
 	setvbuf(stdout, NULL, _IOLBF, 0);
@@ -215,6 +229,7 @@ int main(int argc, char **argv) {
 	else if (sscanf(argv[1], "tcp-listen:%u", &port) == 1)
 		listener = listen_tcp(port);
 	whole = argc > 4 && !strcmp(argv[4], "whole");
+	idle = argc > 4 && !strcmp(argv[4], "idle");
 	endless = whole || !strncmp(argv[1], "file:", 5) || !strncmp(argv[1], "unix:", 5);
 
 	double began = now();

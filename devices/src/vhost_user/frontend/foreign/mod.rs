@@ -42,10 +42,12 @@
 //! The next one begins where the used ring ends ([`restart`]). Which requests
 //! the last one had is known where it tracks them (INFLIGHT_SHMFD): the next one
 //! gets the same record, and each is done once. Where it does not, the ring itself
-//! shows it nearly always; if it does not, the device needs a reset.
+//! shows it nearly always; if it does not, the device needs a reset. Where its type
+//! demands it, the driver is told of the loss in one of these requests ([`loss`]).
 
 mod connection;
 mod inflight;
+mod loss;
 mod restart;
 mod rings;
 mod table;
@@ -65,6 +67,7 @@ use crate::virtio::{DeviceError, DmaProvider, Ring, RingServer};
 
 pub(super) use connection::{Direct, can_map};
 pub(super) use inflight::Record;
+pub(super) use loss::tell_loss;
 pub(super) use rings::{GuestMemory, GuestRings};
 
 /// Why a device cannot be served so. Whoever logs it names guest and device.
@@ -127,9 +130,10 @@ impl RingServer for VhostUserDevice {
                 source: SessionError::NoXenMmap,
             }));
         }
-        drop(state);
-        // it is put behind registers once
+        // it is put behind registers once; whoever learns next what the back end can
+        // do looks at it
         let _ = shared.guest_memory.set(memory);
+        drop(state);
         shared.bell.ring();
         Ok(())
     }

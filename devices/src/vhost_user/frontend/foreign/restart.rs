@@ -194,7 +194,18 @@ fn has_something_to_read(
     ring: &Ring,
     first: u16,
 ) -> Result<bool, DeviceError> {
-    let mut queue = ActiveQueue::activate(
+    let mut queue = queue_at(memory, ring, first)?;
+    let chains = queue.take(ring.layout().size.into())?;
+    Ok(chains.iter().any(|chain| !chain.readable.is_empty()))
+}
+
+/// A ring that nobody else has, at entry `first`. Its driver is not told of anything.
+pub(super) fn queue_at(
+    memory: &dyn DmaProvider,
+    ring: &Ring,
+    first: u16,
+) -> Result<ActiveQueue, DeviceError> {
+    let queue = ActiveQueue::activate(
         ring.index(),
         ring.layout(),
         QueuePosition {
@@ -203,15 +214,13 @@ fn has_something_to_read(
         },
         ring.features(),
         memory.open()?,
-        // it only looks
         Arc::new(Notifier::new(Arc::new(Mute))),
         Arc::default(),
     )?;
-    let chains = queue.take(ring.layout().size.into())?;
-    Ok(chains.iter().any(|chain| !chain.readable.is_empty()))
+    Ok(queue)
 }
 
-/// The line of a queue that is only looked at.
+/// The line of such a queue.
 struct Mute;
 
 impl Interrupt for Mute {

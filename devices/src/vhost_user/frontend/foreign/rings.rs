@@ -106,6 +106,15 @@ impl GuestRings {
         true
     }
 
+    /// The driver was told of a loss in a ring that nobody has, which goes on at
+    /// `base`.
+    pub(super) fn told(&mut self, queue: u16, number: u64, base: u16) {
+        let ring = self.rings.get_mut(&queue);
+        if let Some(ring) = ring.filter(|ring| ring.number == number) {
+            ring.base = Some(base);
+        }
+    }
+
     /// A ring that no back end can be given.
     pub(super) fn refuse(&mut self, queue: u16, number: u64) {
         let ring = self.rings.get_mut(&queue);

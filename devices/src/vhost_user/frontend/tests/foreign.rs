@@ -2,6 +2,7 @@
 
 mod life;
 mod memory;
+mod semantics;
 
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
@@ -11,10 +12,10 @@ use vhost::vhost_user::message::FrontendReq;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::partner::{Character, PROTOCOL, PROTOCOL_FEATURES, Partner};
-use super::{config, eventually};
+use super::{config, eventually, open};
 use crate::testing::{Buffer, DriverRing, GuestRam, Line};
+use crate::vhost_user::frontend::VhostUserConfig;
 use crate::vhost_user::frontend::config::Memory;
-use crate::vhost_user::frontend::{VhostUserConfig, VhostUserDevice};
 use crate::virtio::descriptor::borrow;
 use crate::virtio::features::{ACCESS_PLATFORM, RING_EVENT_IDX, RING_INDIRECT_DESC, VERSION_1};
 use crate::virtio::mmio::{Answer, Register};
@@ -55,6 +56,8 @@ impl Interrupt for Open {
 struct Rig {
     transport: Transport,
     returned: EventFd,
+    /// Which of its queues is used.
+    queue: u16,
     ram: GuestRam,
     ring: DriverRing,
     partner: Partner,
@@ -72,7 +75,7 @@ fn put_behind_registers(
         ..config(partner.socket())
     };
     change(&mut config);
-    let device = VhostUserDevice::open(config.validate().unwrap()).unwrap();
+    let device = open(config).unwrap();
     let returned = EventFd::new(EFD_NONBLOCK).unwrap();
     let options = TransportOptions {
         label: "test".into(),
@@ -92,12 +95,22 @@ impl Rig {
     }
 
     fn with(partner: Partner, change: fn(&mut VhostUserConfig), line: Arc<dyn Interrupt>) -> Rig {
+        Rig::of_queue(partner, change, line, 0)
+    }
+
+    fn of_queue(
+        partner: Partner,
+        change: fn(&mut VhostUserConfig),
+        line: Arc<dyn Interrupt>,
+        queue: u16,
+    ) -> Rig {
         let ram = GuestRam::new(64);
         let provider = Provider(ram.clone(), Ok(Sharing::File));
         let (transport, returned) = put_behind_registers(&partner, change, line, provider).unwrap();
         let mut rig = Rig {
             transport,
             returned,
+            queue,
             ring: DriverRing::new(&ram, 8),
             ram,
             partner,
@@ -134,7 +147,7 @@ impl Rig {
     }
 
     fn install(&mut self, desc: u64, avail: u64, used: u64) {
-        self.set(Register::QueueSel, 0);
+        self.set(Register::QueueSel, self.queue.into());
         self.set(Register::QueueSize, 8);
         for (register, address) in [
             (Register::QueueDescLow, desc),

@@ -7,9 +7,8 @@ use proptest::prelude::*;
 use vhost::vhost_user::message::FrontendReq;
 
 use super::partner::{message, receive};
-use super::{Rig, config};
+use super::{Rig, config, open};
 use crate::testing::Buffer;
-use crate::vhost_user::frontend::VhostUserDevice;
 use crate::virtio::Device;
 
 /// What is said in place of an answer: bytes, or a message that is nearly one.
@@ -54,7 +53,7 @@ proptest! {
             }
         });
 
-        let opened = VhostUserDevice::open(config(&socket).validate().unwrap());
+        let opened = open(config(&socket));
         if let Ok(device) = &opened {
             let mut space = [0; 300];
             device.read_config(0, &mut space);

@@ -8,17 +8,13 @@ use vhost::vhost_user::message::FrontendReq;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::partner::{Character, PROTOCOL, Partner};
-use super::{GUEST, Rig, config, eventually, registers};
+use super::{GUEST, Rig, config, eventually, open, registers};
 use crate::testing::{DriverRing, GuestRam};
+use crate::vhost_user::frontend::VhostUserConfig;
 use crate::vhost_user::frontend::config::AfterRestart;
-use crate::vhost_user::frontend::{VhostUserConfig, VhostUserDevice};
 use crate::virtio::features::VERSION_1;
 use crate::virtio::mmio::Answer;
 use crate::virtio::{Device, Transport};
-
-fn open(config: VhostUserConfig) -> VhostUserDevice {
-    VhostUserDevice::open(config.validate().unwrap()).unwrap()
-}
 
 #[test]
 fn what_the_back_end_is_the_guest_is_offered() {
@@ -26,7 +22,8 @@ fn what_the_back_end_is_the_guest_is_offered() {
     let device = open(VhostUserConfig {
         queues: 1,
         ..config(partner.socket())
-    });
+    })
+    .unwrap();
     let mut space = [0; 8];
 
     device.read_config(56, &mut space);
@@ -44,7 +41,8 @@ fn refused_features_and_a_configured_space_go_before_the_back_ends() {
         refuse_features: vec![5],
         config_space: Some("0102".into()),
         ..config(partner.socket())
-    });
+    })
+    .unwrap();
     let mut space = [0xff; 4];
 
     device.read_config(0, &mut space);
@@ -56,7 +54,7 @@ fn refused_features_and_a_configured_space_go_before_the_back_ends() {
 #[test]
 fn a_back_end_that_comes_late_is_waited_for() {
     let mut partner = Partner::absent(Character::default());
-    let mut device = open(config(partner.socket()));
+    let mut device = open(config(partner.socket())).unwrap();
     let before = device.features();
     let ram = GuestRam::new(64);
     let ring = DriverRing::new(&ram, 16);
@@ -84,7 +82,7 @@ fn no_worker_kicks_a_ring_that_is_not_enabled_yet() {
         left_lying: Some(FrontendReq::SET_VRING_ENABLE),
         ..Character::default()
     });
-    let mut device = open(config(partner.socket()));
+    let mut device = open(config(partner.socket())).unwrap();
     let handler = device.start_queue(0, VERSION_1).unwrap();
 
     partner.wait_for(FrontendReq::SET_VRING_KICK);

@@ -3,8 +3,7 @@
 use vhost::vhost_user::message::FrontendReq;
 
 use super::partner::{Character, PROTOCOL_FEATURES, Partner, message};
-use super::{Rig, config, eventually};
-use crate::vhost_user::frontend::VhostUserDevice;
+use super::{Rig, config, eventually, open};
 use crate::virtio::Device;
 use crate::virtio::features::VERSION_1;
 
@@ -13,8 +12,7 @@ const REPLY: u32 = 5;
 /// Why a device cannot be made of such a back end.
 fn refused(character: Character) -> String {
     let partner = Partner::with(character);
-    let spec = config(partner.socket()).validate().unwrap();
-    let error = VhostUserDevice::open(spec).unwrap_err().to_string();
+    let error = open(config(partner.socket())).unwrap_err().to_string();
     let socket = partner.socket().to_str().unwrap();
     assert!(error.contains(socket), "{error}");
     error
@@ -59,8 +57,7 @@ fn malformed_answers_to_every_question_are_named() {
 fn who_answers_nothing_about_its_configuration_space_has_none() {
     let nothing = message(FrontendReq::GET_CONFIG as u32, REPLY, &[]);
     let partner = Partner::with(instead(FrontendReq::GET_CONFIG, nothing));
-    let spec = config(partner.socket()).validate().unwrap();
-    let device = VhostUserDevice::open(spec).unwrap();
+    let device = open(config(partner.socket())).unwrap();
     let mut byte = [9];
 
     device.read_config(0, &mut byte);
@@ -156,9 +153,7 @@ fn a_configuration_space_that_is_not_as_long_as_configured_is_refused() {
             ..config(partner.socket())
         };
         // one after the other: it serves one front end at a time
-        VhostUserDevice::open(config.validate().unwrap())
-            .map(drop)
-            .map_err(|error| error.to_string())
+        open(config).map(drop).map_err(|error| error.to_string())
     };
 
     let (fits, too_long) = (with_size(60), with_size(61));
@@ -179,8 +174,7 @@ fn all_of_a_configuration_space_is_found_where_more_is_refused() {
             config: vec![7; len],
             ..Character::default()
         });
-        let spec = config(partner.socket()).validate().unwrap();
-        let device = VhostUserDevice::open(spec).unwrap();
+        let device = open(config(partner.socket())).unwrap();
         let mut space = [0; 300];
 
         device.read_config(0, &mut space);

@@ -25,6 +25,7 @@ fn a_ring_that_is_granted_or_outside_of_memory_breaks_the_device_and_nothing_is_
         let line = Arc::new(Line::default());
         let (transport, returned) = put_behind_registers(&partner, |_| {}, line, provider).unwrap();
         let mut rig = Rig {
+            queue: 0,
             transport,
             returned,
             ring: DriverRing::new(&ram, 8),
@@ -109,6 +110,7 @@ fn foreign_memory_is_told_by_the_extended_table_and_a_file_too_if_it_is_negotiat
         let line = Arc::new(Line::default());
         let (transport, returned) = put_behind_registers(&partner, |_| {}, line, provider).unwrap();
         let mut rig = Rig {
+            queue: 0,
             transport,
             returned,
             ring: DriverRing::new(&ram, 8),
