@@ -58,6 +58,8 @@ pub(super) struct Guest {
     highest: AtomicU64,
     /// Mappings that a generation is worth, of as many pages as Xen said last.
     budget: AtomicU64,
+    /// The most pages that Xen said.
+    most: AtomicU64,
     /// Mappings of all generations that there are.
     mappings: AtomicU64,
 }
@@ -115,6 +117,13 @@ impl Guest {
             }
         };
         self.budget.store(budget(frames), Ordering::Relaxed);
+        self.most.fetch_max(frames, Ordering::Relaxed);
+    }
+
+    /// The most pages that the guest was ever seen to be allowed.
+    pub(super) fn most(&self) -> u64 {
+        self.ask_size();
+        self.most.load(Ordering::Relaxed)
     }
 
     /// Whether a generation of so many mappings is to be followed by one that
@@ -207,6 +216,8 @@ pub struct ForeignRam {
     guest: Arc<Guest>,
     current: Mutex<Views>,
     number: AtomicU64,
+    /// Where another process was told that its RAM is: first frames, frames.
+    seen: Mutex<Vec<(u64, u64)>>,
 }
 
 /// What is mapped since the last INVALIDATE; a guest's devices use one of the
@@ -238,6 +249,7 @@ impl ForeignRam {
             dom,
             highest: AtomicU64::new(0),
             budget: AtomicU64::new(budget(ASSUMED_FRAMES)),
+            most: AtomicU64::new(0),
             mappings: AtomicU64::new(0),
         });
         guest.ask()?;
@@ -246,6 +258,7 @@ impl ForeignRam {
             current: Mutex::new(Views::new(&guest, 0)),
             guest,
             number: AtomicU64::new(0),
+            seen: Mutex::default(),
         })
     }
 
@@ -309,6 +322,10 @@ impl ForeignRam {
 
     pub(super) fn guest(&self) -> &Guest {
         &self.guest
+    }
+
+    pub(super) fn seen(&self) -> &Mutex<Vec<(u64, u64)>> {
+        &self.seen
     }
 
     fn window(&self) -> Arc<Window> {
