@@ -120,10 +120,13 @@ impl Guest {
         self.most.fetch_max(frames, Ordering::Relaxed);
     }
 
-    /// The most pages that the guest was ever seen to be allowed.
+    /// The most pages that the guest was ever seen to be allowed, or is taken to be.
     pub(super) fn most(&self) -> u64 {
         self.ask_size();
-        self.most.load(Ordering::Relaxed)
+        match self.most.load(Ordering::Relaxed) {
+            0 => ASSUMED_FRAMES,
+            most => most,
+        }
     }
 
     /// Whether a generation of so many mappings is to be followed by one that
