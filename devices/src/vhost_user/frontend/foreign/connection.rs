@@ -236,7 +236,7 @@ impl Connection<'_> {
             return wanted.base;
         }
         let conditions = Conditions {
-            tracked: self.peer.protocol.contains(Protocol::INFLIGHT_SHMFD),
+            tracked: wanted.tracked && self.peer.protocol.contains(Protocol::INFLIGHT_SHMFD),
             once: self.shared.spec.after_restart == AfterRestart::Reset,
         };
         match restart::base(&*memory.0, ring, conditions) {
@@ -300,10 +300,15 @@ impl Connection<'_> {
         Ok(())
     }
 
-    /// Gives it the record of what is in flight: its predecessor's, or a new one.
+    /// Gives it the record of what is in flight: its predecessor's, or a new one if
+    /// that kept none.
     fn share_record(&mut self) -> Result<(), SessionError> {
-        let tracks = self.peer.protocol.contains(Protocol::INFLIGHT_SHMFD);
-        if !tracks || self.direct.has_record {
+        if self.direct.has_record {
+            return Ok(());
+        }
+        if !self.peer.protocol.contains(Protocol::INFLIGHT_SHMFD) {
+            // what it does its predecessor's record will not tell
+            self.shared.state().guest_rings.record = None;
             return Ok(());
         }
         let end = until(&self.shared.quit);
