@@ -19,7 +19,7 @@ use crate::sys::reservation::Reservation;
 const LAST_FRAME: u64 = (1 << (52 - PAGE_SHIFT)) - 1;
 /// What is taken for the highest frame where Xen may not be asked: the end of
 /// a guest's second RAM bank on Arm (`xen/include/public/arch-arm.h`).
-const ASSUMED_HIGHEST: u64 = (1 << (40 - PAGE_SHIFT)) - 1;
+pub(super) const ASSUMED_HIGHEST: u64 = (1 << (40 - PAGE_SHIFT)) - 1;
 
 /// What a guest is taken to have where Xen may not be asked: 64 GiB. The process
 /// is then for this guest alone.
