@@ -43,7 +43,8 @@
 //! - A request into memory that has only just come is beyond the back end. One that
 //!   ends over it and is started anew does it then, and the guest waits so long; one
 //!   that answers with an error hands that on. So a guest that balloons under load
-//!   wants a back end that is started anew whenever it ends.
+//!   wants a back end that is started anew whenever it ends. A ring in such memory
+//!   breaks the device until it is reset.
 //! - Where Xen may not be asked for the number (privcmd that is restricted as a
 //!   whole), what has come is told with what leaves next.
 //!
