@@ -88,6 +88,15 @@ pub enum Error {
         /// Mappings that it may have.
         most: u64,
     },
+    /// The guest has placed frames so that its memory is nowhere: told as it lies
+    /// it would be more than the guest may have.
+    #[error("domain {dom}: its memory lies in so many places that it would take {most} frames")]
+    Strewn {
+        /// The guest.
+        dom: DomId,
+        /// Frames that are told at most.
+        most: u64,
+    },
     /// This process has no addresses left for the guest's memory.
     #[error("domain {dom}: {bytes} bytes of addresses for its memory could not be reserved")]
     Reserve {

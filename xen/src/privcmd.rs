@@ -169,6 +169,21 @@ impl Privcmd {
         })
     }
 
+    /// How many pages a domain has (`XENMEM_current_reservation`). Pages that it
+    /// gave back count for as long as somebody has them mapped.
+    ///
+    /// # Errors
+    /// [`Error::Restricted`] on a restricted file, [`Error::NoDomain`].
+    pub fn current_reservation(&self, dom: DomId) -> Result<u64> {
+        on_file!(self, file => file.current_reservation(dom)).map_err(|e| {
+            Error::new(
+                "XENMEM_current_reservation",
+                format_args!("domain {dom}"),
+                e,
+            )
+        })
+    }
+
     /// Gives up everything on this file but calls that concern `dom`; the
     /// hypercalls of this type other than device-model operations end.
     /// There is no way back.

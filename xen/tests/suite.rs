@@ -75,6 +75,8 @@ fn the_guest_has_vcpus_and_a_highest_frame() {
     assert!(privcmd.version().unwrap() >= (4, 16));
     assert!(privcmd.nr_vcpus(target.dom).unwrap() >= 1);
     assert!(privcmd.maximum_gpfn(target.dom).unwrap() > RAM);
+    let pages = privcmd.current_reservation(target.dom).unwrap();
+    assert!(pages > 0 && pages <= privcmd.maximum_reservation(target.dom).unwrap());
 }
 
 #[test]

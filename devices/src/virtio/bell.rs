@@ -28,28 +28,39 @@ impl Bell {
         let _ = rustix::io::write(&self.0, &1u64.to_ne_bytes());
     }
 
-    /// Empties it where it has no room, so that whoever rings it goes on. Another
-    /// process that has it can fill it and make ringing wait; this never does.
+    /// [`make_room`] in it.
     pub fn make_room(&self) {
-        let mut room = [PollFd::new(&self.0, PollFlags::OUT)];
-        if let Ok(0) = poll(&mut room, Some(&Timespec::default())) {
-            // there is room if it was not rung
-            self.hear_at_once();
-        }
+        make_room(self.as_fd());
     }
 
     /// As [`Bell::hear`], of a bell that another process has and can make wait.
     pub fn hear_at_once(&self) -> bool {
-        let mut count = [0; 8];
-        let mut parts = [IoSliceMut::new(&mut count)];
-        let heard = preadv2(&self.0, &mut parts, NO_OFFSET, ReadWriteFlags::NOWAIT);
-        matches!(heard, Ok(8))
+        hear_at_once(self.as_fd())
     }
 
     /// Whether it was rung since the last call.
     pub fn hear(&self) -> bool {
         matches!(rustix::io::read(&self.0, &mut [0; 8]), Ok(8))
     }
+}
+
+/// Empties an eventfd where it has no room, so that whoever rings it goes on.
+/// Another process that has it can fill it and make ringing wait; this never does.
+pub(crate) fn make_room(bell: BorrowedFd<'_>) {
+    let mut room = [PollFd::from_borrowed_fd(bell, PollFlags::OUT)];
+    if let Ok(0) = poll(&mut room, Some(&Timespec::default())) {
+        // there is room if it was not rung
+        hear_at_once(bell);
+    }
+}
+
+/// Whether an eventfd was rung, which is forgotten then. It may be one that another
+/// process has, too, and has made wait.
+pub(crate) fn hear_at_once(bell: BorrowedFd<'_>) -> bool {
+    let mut count = [0; 8];
+    let mut parts = [IoSliceMut::new(&mut count)];
+    let heard = preadv2(bell, &mut parts, NO_OFFSET, ReadWriteFlags::NOWAIT);
+    matches!(heard, Ok(8))
 }
 
 impl AsFd for Bell {

@@ -258,8 +258,14 @@ pub trait DmaProvider: Send + Sync {
         Err(Box::new(NotShared))
     }
 
-    /// All of the guest's memory, for another process: as it is now. May take a
-    /// while.
+    /// How many pages the guest has now, where somebody counts them: who was given
+    /// its memory lacks some if it is another number than before.
+    fn pages(&self) -> Option<u64> {
+        None
+    }
+
+    /// All of the guest's memory, for another process. May take a while, and may
+    /// hold addresses that show memory only later, or none.
     ///
     /// # Errors
     /// As [`DmaProvider::sharing`], or a failure of the host.

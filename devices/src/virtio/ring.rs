@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use vmm_sys_util::eventfd::EventFd;
 
+use super::bell;
 use super::descriptor::borrow;
 use super::device::{DeviceError, DmaProvider};
 use super::interrupt::Notifier;
@@ -98,6 +99,8 @@ impl Ring {
 
     /// Rings in the driver's place.
     pub fn kick(&self) {
+        // it is not this process's alone
+        bell::make_room(self.doorbell());
         if let Err(error) = self.doorbell.write(1) {
             // so many kicks are still to come that one more says nothing
             tracing::debug!(queue = self.index, %error, "the doorbell is not rung");

@@ -10,7 +10,7 @@ use devices::virtio::DeviceType;
 use devices::virtio::queue::Descriptor;
 use tests::Stand;
 use tests::back_end::{BackEnd, Way, in_front};
-use tests::raw::{Request, WRITE};
+use tests::raw::{RawDriver, RawQueue, Request, WRITE};
 use tests::stand::{Setup, disk, eventually, slot};
 use virtio_drivers::device::blk::RespStatus;
 use vmm::demo::guest::{Addresses, SECTOR, within};
@@ -106,43 +106,81 @@ fn a_device_with_a_guests_memory_is_not_served_to_another_front_end() {
     stand.finish();
 }
 
+/// A frame beside the driver's own memory.
+const FRAME: u64 = 0x43000;
+const PAGE: u64 = 4096;
+
+/// A source of random numbers in front of a back end, and its driver.
+fn source_of(stand: &Stand) -> (BackEnd, RawDriver) {
+    let socket = stand.path("socket");
+    let spec = RngConfig::default().validate().unwrap();
+    let back_end = BackEnd::serve(&socket, DeviceSpec::Rng(spec).open().unwrap());
+    let device = in_front(Way::DIRECT.config(&socket, DeviceType::ENTROPY.0));
+    let place = stand.add(0, Addresses::Plain, device);
+    let driver = stand.raw(&place, 0);
+    driver.negotiate();
+    (back_end, driver)
+}
+
+/// Asks for random numbers in [`FRAME`]; whether some came.
+fn ask(stand: &Stand, driver: &RawDriver, queue: &mut RawQueue) -> bool {
+    let buffer = Descriptor {
+        addr: FRAME * PAGE,
+        len: 64,
+        flags: WRITE,
+        next: 0,
+    };
+    queue.describe(&driver.memory, 0, buffer);
+    queue.offer(&driver.memory, 0);
+    driver.kick(queue);
+    driver.wait(queue).unwrap();
+    let mut bytes = [0; 64];
+    stand.domain.read_memory(FRAME * PAGE, &mut bytes).unwrap();
+    bytes != [0; 64]
+}
+
 #[test]
 fn a_back_end_reaches_the_memory_that_has_come_in_place_of_another() {
     within("the test", LIMIT, || {
-        // beside the driver's own memory
-        const FRAME: u64 = 0x43000;
-        const PAGE: u64 = 4096;
         let stand = Stand::new();
-        let socket = stand.path("socket");
-        let spec = RngConfig::default().validate().unwrap();
-        let _back_end = BackEnd::serve(&socket, DeviceSpec::Rng(spec).open().unwrap());
-        let device = in_front(Way::DIRECT.config(&socket, DeviceType::ENTROPY.0));
-        let place = stand.add(0, Addresses::Plain, device);
-        let driver = stand.raw(&place, 0);
-        driver.negotiate();
+        let (_back_end, driver) = source_of(&stand);
         let mut queue = driver.queue(0, 8);
         driver.go();
-        let mut ask = || {
-            let buffer = Descriptor {
-                addr: FRAME * PAGE,
-                len: 64,
-                flags: WRITE,
-                next: 0,
-            };
-            queue.describe(&driver.memory, 0, buffer);
-            queue.offer(&driver.memory, 0);
-            driver.kick(&queue);
-            driver.wait(&mut queue).unwrap();
-            let mut bytes = [0; 64];
-            stand.domain.read_memory(FRAME * PAGE, &mut bytes).unwrap();
-            bytes != [0; 64]
-        };
 
-        let before = ask();
+        let before = ask(&stand, &driver, &mut queue);
         stand.domain.exchange(FRAME, 1).unwrap();
-        eventually("the new page is written", &mut ask);
+        eventually("the new page is written", || {
+            ask(&stand, &driver, &mut queue)
+        });
 
         assert!(before);
+        driver.reset();
+        stand.finish();
+    })
+    .unwrap();
+}
+
+#[test]
+fn a_back_end_reaches_the_memory_that_has_come_though_none_has_left() {
+    within("the test", LIMIT, || {
+        let stand = Stand::new();
+        stand.domain.balloon_out(FRAME, 2).unwrap();
+        let (_back_end, driver) = source_of(&stand);
+        let mut queue = driver.queue(0, 8);
+        driver.go();
+        let told = || {
+            let device = stand.guest().snapshot().devices.remove(0);
+            let list = device.statistics;
+            list.iter()
+                .find(|(name, _)| *name == "memory_told")
+                .map(|(_, count)| *count)
+        };
+        eventually("the back end has the memory", || told() == Some(1));
+
+        stand.domain.balloon_in(FRAME, 2).unwrap();
+        eventually("it is given what has come", || told() == Some(2));
+
+        assert!(ask(&stand, &driver, &mut queue));
         driver.reset();
         stand.finish();
     })

@@ -219,7 +219,8 @@ fn fault(range: Range, error: Error) -> Fault {
             address,
             len: range.len(),
         },
-        error @ (Error::Map { .. } | Error::Reserve { .. }) => Fault::Host {
+        // the last one is not said of a range
+        error @ (Error::Map { .. } | Error::Reserve { .. } | Error::Strewn { .. }) => Fault::Host {
             address,
             source: io::Error::other(error),
         },

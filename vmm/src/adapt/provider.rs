@@ -120,6 +120,12 @@ impl DmaProvider for DeviceMemory {
         }
     }
 
+    fn pages(&self) -> Option<u64> {
+        let pages = self.plain.as_ref()?.pages();
+        // a guest that has ended has other ways to say so
+        pages.ok().flatten()
+    }
+
     fn share(&self) -> Result<Vec<SharedRegion>, DeviceError> {
         let sharing = self.sharing()?;
         let ram = self.plain.as_ref().ok_or(Granted)?;

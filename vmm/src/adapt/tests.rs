@@ -324,6 +324,7 @@ fn plain_memory_is_shared_as_the_guest_has_it_and_granted_memory_is_not() {
     assert_eq!(places, [before, behind]);
     assert_eq!(&bytes, b"behind");
     assert_eq!(plain.sharing().unwrap(), Sharing::File);
+    assert_eq!(plain.pages(), Some((8 << 20) / PAGE - 1));
     let refused = granted.share().unwrap_err().to_string();
     assert!(refused.contains("grant_usage=0"), "{refused}");
     assert!(granted.sharing().is_err());

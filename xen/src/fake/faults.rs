@@ -15,6 +15,8 @@ pub enum Call {
     MaximumGpfn,
     /// `XENMEM_maximum_reservation`.
     MaximumReservation,
+    /// `XENMEM_current_reservation`.
+    CurrentReservation,
     /// `IOCTL_PRIVCMD_DM_OP`.
     DmOp,
     /// `IOCTL_PRIVCMD_MMAP_RESOURCE`.
@@ -71,6 +73,7 @@ impl Call {
             | Call::Version
             | Call::MaximumGpfn
             | Call::MaximumReservation
+            | Call::CurrentReservation
             | Call::DmOp
             | Call::MmapResource
             | Call::MmapBatch

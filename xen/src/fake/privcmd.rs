@@ -89,6 +89,17 @@ impl PrivcmdFile {
         })
     }
 
+    /// How many pages a domain has. In Xen those that it gave back count for as
+    /// long as somebody has them mapped; here they do not.
+    ///
+    /// # Errors
+    /// As [`PrivcmdFile::maximum_gpfn`].
+    pub(crate) fn current_reservation(&self, dom: DomId) -> io::Result<u64> {
+        self.hypercall(Call::CurrentReservation, |world| {
+            world.domain(dom).map(|domain| domain.ram.present())
+        })
+    }
+
     /// One device-model operation; `bufs[0]` is `struct xen_dm_op`.
     ///
     /// # Errors

@@ -118,6 +118,12 @@ impl Ram {
         self.banks.iter().map(|(bank, _)| bank.frames).sum()
     }
 
+    /// Frames that are RAM now (`XENMEM_current_reservation`).
+    pub(super) fn present(&self) -> u64 {
+        let gone = self.moved.values().filter(|page| page.is_none()).count();
+        self.frames().saturating_sub(gone as u64)
+    }
+
     /// Takes the page away from `gfn`; `false` when none was there.
     pub(super) fn release(&mut self, gfn: u64) -> bool {
         let present = self.offset(gfn).is_some();

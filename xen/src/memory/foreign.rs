@@ -19,7 +19,7 @@ use crate::sys::reservation::Reservation;
 const LAST_FRAME: u64 = (1 << (52 - PAGE_SHIFT)) - 1;
 /// What is taken for the highest frame where Xen may not be asked: the end of
 /// a guest's second RAM bank on Arm (`xen/include/public/arch-arm.h`).
-const ASSUMED_HIGHEST: u64 = (1 << (40 - PAGE_SHIFT)) - 1;
+pub(super) const ASSUMED_HIGHEST: u64 = (1 << (40 - PAGE_SHIFT)) - 1;
 
 /// What a guest is taken to have where Xen may not be asked: 64 GiB. The process
 /// is then for this guest alone.
@@ -58,6 +58,8 @@ pub(super) struct Guest {
     highest: AtomicU64,
     /// Mappings that a generation is worth, of as many pages as Xen said last.
     budget: AtomicU64,
+    /// The most pages that Xen said.
+    most: AtomicU64,
     /// Mappings of all generations that there are.
     mappings: AtomicU64,
 }
@@ -115,6 +117,16 @@ impl Guest {
             }
         };
         self.budget.store(budget(frames), Ordering::Relaxed);
+        self.most.fetch_max(frames, Ordering::Relaxed);
+    }
+
+    /// The most pages that the guest was ever seen to be allowed, or is taken to be.
+    pub(super) fn most(&self) -> u64 {
+        self.ask_size();
+        match self.most.load(Ordering::Relaxed) {
+            0 => ASSUMED_FRAMES,
+            most => most,
+        }
     }
 
     /// Whether a generation of so many mappings is to be followed by one that
@@ -207,6 +219,8 @@ pub struct ForeignRam {
     guest: Arc<Guest>,
     current: Mutex<Views>,
     number: AtomicU64,
+    /// Where another process was told that its RAM is: first frames, frames.
+    seen: Mutex<Vec<(u64, u64)>>,
 }
 
 /// What is mapped since the last INVALIDATE; a guest's devices use one of the
@@ -238,6 +252,7 @@ impl ForeignRam {
             dom,
             highest: AtomicU64::new(0),
             budget: AtomicU64::new(budget(ASSUMED_FRAMES)),
+            most: AtomicU64::new(0),
             mappings: AtomicU64::new(0),
         });
         guest.ask()?;
@@ -246,6 +261,7 @@ impl ForeignRam {
             current: Mutex::new(Views::new(&guest, 0)),
             guest,
             number: AtomicU64::new(0),
+            seen: Mutex::default(),
         })
     }
 
@@ -309,6 +325,10 @@ impl ForeignRam {
 
     pub(super) fn guest(&self) -> &Guest {
         &self.guest
+    }
+
+    pub(super) fn seen(&self) -> &Mutex<Vec<(u64, u64)>> {
+        &self.seen
     }
 
     /// The current window: [`ForeignRam::current`] for guests that are mapped 1:1.

@@ -43,6 +43,20 @@ fn the_machine_is_described() {
 }
 
 #[test]
+fn the_pages_of_a_domain_are_fewer_while_some_are_out() {
+    let (_machine, domain, privcmd) = guest();
+    let pages = || privcmd.current_reservation(domain.id()).unwrap();
+
+    let before = pages();
+    domain.balloon_out(GFN, 3).unwrap();
+    let out = pages();
+    domain.balloon_in(GFN + 1, 2).unwrap();
+
+    assert_eq!(before, privcmd.maximum_reservation(domain.id()).unwrap());
+    assert_eq!((out, pages()), (before - 3, before - 1));
+}
+
+#[test]
 fn a_domain_that_is_not_there_is_named() {
     let (_machine, _domain, privcmd) = guest();
 

@@ -63,7 +63,8 @@ impl PrivcmdFile {
             args: [command, page.address() as u64, 0, 0, 0],
         };
         // SAFETY: the commands this file passes (`features`, `version`,
-        // `maximum_gpfn`, `maximum_reservation`) write nowhere but to the page, which is locked here.
+        // `maximum_gpfn`, `maximum_reservation`, `current_reservation`) write nowhere but to the page,
+        // which is locked here.
         let result = unsafe { ioctl(self.file.as_fd(), abi::PRIVCMD_HYPERCALL, &mut call) }?;
         slice.read_slice(data, 0).map_err(io::Error::other)?;
         Ok(result)
@@ -102,6 +103,15 @@ impl PrivcmdFile {
         self.hypercall(
             abi::HYPERVISOR_MEMORY_OP,
             abi::XENMEM_MAXIMUM_RESERVATION,
+            domid.as_mut_bytes(),
+        )
+    }
+
+    pub(crate) fn current_reservation(&self, dom: DomId) -> io::Result<u64> {
+        let mut domid = dom.0;
+        self.hypercall(
+            abi::HYPERVISOR_MEMORY_OP,
+            abi::XENMEM_CURRENT_RESERVATION,
             domid.as_mut_bytes(),
         )
     }

@@ -70,7 +70,11 @@ impl Connection<'_> {
                 .calls()
                 .map(|call| PollFd::from_borrowed_fd(call, PollFlags::IN)),
         );
-        let patience = self.leaving.then(|| timespec(FREEING));
+        let patience = match self.leaving {
+            true => Some(FREEING),
+            false => self.direct.patience(),
+        };
+        let patience = patience.map(timespec);
         match poll(&mut polled, patience.as_ref()) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(errno) => return Err(SessionError::Host("memory to wait", errno.into())),

@@ -28,6 +28,8 @@ counters! {
     hung,
     /// Configuration spaces that back ends have changed.
     config_changes,
+    /// Times that back ends were given the guest's memory.
+    memory_told,
     /// Requests that another back end was given again.
     repeated,
     /// Drivers told, in a way of their device's, that a back end has gone.

@@ -8,6 +8,8 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::register::Register;
+use crate::virtio::bell;
+use crate::virtio::descriptor::borrow;
 use crate::virtio::device::{Device, DeviceError, DmaProvider};
 use crate::virtio::interrupt::Notifier;
 use crate::virtio::queue::{ActiveQueue, QueueLayout, QueuePosition, QueueStats, check_layout};
@@ -200,6 +202,8 @@ impl Queues {
                 if let Some(Server::Device) = slot.server {
                     // a worker counts them itself
                     slot.stats.kicks.fetch_add(1, Ordering::Relaxed);
+                    // whoever serves the ring has the file, too
+                    bell::make_room(borrow(&slot.doorbell));
                 }
                 if let Err(error) = slot.doorbell.write(1) {
                     tracing::error!(queue, %error, "doorbell cannot be rung");
@@ -307,8 +311,8 @@ impl Queues {
     /// Forgets kicks of before the reset.
     pub(super) fn forget(&mut self) {
         for slot in &mut self.slots {
-            // empty is as good as read
-            let _ = slot.doorbell.read();
+            // empty is as good as read, and whoever had the file may have made it wait
+            bell::hear_at_once(borrow(&slot.doorbell));
         }
     }
 

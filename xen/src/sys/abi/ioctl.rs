@@ -17,6 +17,8 @@ pub const HYPERVISOR_XEN_VERSION: u64 = 17;
 pub const XENVER_VERSION: u64 = 0;
 /// `XENVER_get_features`, with [`FeatureInfo`].
 pub const XENVER_GET_FEATURES: u64 = 6;
+/// `XENMEM_current_reservation`, with a domain id.
+pub const XENMEM_CURRENT_RESERVATION: u64 = 3;
 /// `XENMEM_maximum_reservation`, with a domain id.
 pub const XENMEM_MAXIMUM_RESERVATION: u64 = 4;
 /// `XENMEM_maximum_gpfn`, with a domain id.

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use vhost::vhost_user::VhostUserProtocolFeatures as Protocol;
 
@@ -15,6 +16,7 @@ use super::super::peer::{PROTOCOL_FEATURES, RingAddresses, until};
 use super::restart::{self, Conditions};
 use super::rings::GuestRing;
 use super::table::description;
+use super::watch::Watch;
 use super::{Call, GuestMemory};
 use crate::virtio::bell::Bell;
 use crate::virtio::counters::add;
@@ -31,8 +33,8 @@ pub(in super::super) struct Direct {
     rings: BTreeMap<u16, Held>,
     /// What the back end can reach: first address, bytes.
     regions: Vec<(u64, u64)>,
-    /// How often memory had left the guest when it was given that.
-    memory: u64,
+    /// Whether that is what the guest has.
+    watch: Option<Watch>,
     has_record: bool,
 }
 
@@ -55,6 +57,13 @@ impl Direct {
             Call::Here(bell) => Some(bell.as_fd()),
             Call::Past(_) => None,
         })
+    }
+
+    /// How long the session may sleep at most, so that what the guest's memory
+    /// becomes is seen.
+    pub(in super::super) fn patience(&self) -> Option<Duration> {
+        let watch = self.watch.as_ref().filter(|_| !self.is_empty());
+        watch.map(Watch::patience)
     }
 
     /// The device was reset.
@@ -95,8 +104,8 @@ impl Connection<'_> {
     /// Stops the rings that their driver takes back, and gives them back; or all of
     /// them, because the guest's memory is not what it was.
     pub(in super::super) fn stop_guest_rings(&mut self) -> Result<(), SessionError> {
+        let is_outdated = self.has_memory && self.is_memory_outdated();
         let state = self.shared.state();
-        let is_outdated = self.has_memory && self.direct.memory != state.guest_rings.memory;
         let leaving: Vec<(u16, u64)> = self
             .direct
             .rings
@@ -121,6 +130,14 @@ impl Connection<'_> {
             self.has_memory = false;
         }
         Ok(())
+    }
+
+    fn is_memory_outdated(&mut self) -> bool {
+        let left = self.shared.state().guest_rings.memory;
+        let memory = self.shared.guest_memory.get();
+        let pages = || memory.and_then(|memory| memory.0.pages());
+        let watch = self.direct.watch.as_mut();
+        watch.is_some_and(|watch| watch.is_outdated(left, pages))
     }
 
     /// Has the back end serve the rings that are wanted, once all of them are.
@@ -219,7 +236,7 @@ impl Connection<'_> {
             return wanted.base;
         }
         let conditions = Conditions {
-            tracked: self.peer.protocol.contains(Protocol::INFLIGHT_SHMFD),
+            tracked: wanted.tracked && self.peer.protocol.contains(Protocol::INFLIGHT_SHMFD),
             once: self.shared.spec.after_restart == AfterRestart::Reset,
         };
         match restart::base(&*memory.0, ring, conditions) {
@@ -253,8 +270,10 @@ impl Connection<'_> {
             return Err(SessionError::NoXenMmap);
         }
         let GuestMemory(memory, _) = memory;
+        let begun = Instant::now();
         // before it is looked at: what changes meanwhile is looked at again
-        self.direct.memory = self.shared.state().guest_rings.memory;
+        let left = self.shared.state().guest_rings.memory;
+        let mut watch = Watch::begin(self.direct.watch.as_ref(), left, memory.pages());
         let regions = memory.share().map_err(SessionError::Share)?;
         if regions.is_empty() || regions.len() > REGIONS_MAX {
             let count = regions.len();
@@ -272,16 +291,24 @@ impl Connection<'_> {
             .iter()
             .map(|region| (region.address, region.len))
             .collect();
-        // again each time that the guest gives some of it back
+        watch.told(begun.elapsed());
+        add(&self.shared.stats.memory_told, 1);
+        self.direct.watch = Some(watch);
+        // again each time that some of it leaves or comes
         tracing::debug!(regions = ?self.direct.regions, xen_mmap, "the back end has the guest's memory");
         self.has_memory = true;
         Ok(())
     }
 
-    /// Gives it the record of what is in flight: its predecessor's, or a new one.
+    /// Gives it the record of what is in flight: its predecessor's, or a new one if
+    /// that kept none.
     fn share_record(&mut self) -> Result<(), SessionError> {
-        let tracks = self.peer.protocol.contains(Protocol::INFLIGHT_SHMFD);
-        if !tracks || self.direct.has_record {
+        if self.direct.has_record {
+            return Ok(());
+        }
+        if !self.peer.protocol.contains(Protocol::INFLIGHT_SHMFD) {
+            // what it does its predecessor's record will not tell
+            self.shared.state().guest_rings.record = None;
             return Ok(());
         }
         let end = until(&self.shared.quit);

@@ -12,9 +12,11 @@
 //! Hence nothing of it is checked either. **A back end in this mode can do to its
 //! guest whatever it likes**, and is as much part of the guest as its kernel; of
 //! other guests it has nothing: what it maps frames by is restricted to this
-//! one. Doorbell and call are files that it has, too, and could make block: that
-//! would stop the thread that answers this guest's register accesses, and no other
-//! guest's.
+//! one (by it, it may do all that a device model does to this guest). Doorbell and
+//! call are files that it has, too, and can fill and make wait; they are used so
+//! that nobody waits then. One that fills the doorbell in just the moment between a
+//! look and a kick would stop the thread that answers this guest's register
+//! accesses, and no other guest's.
 //!
 //! # Memory
 //!
@@ -27,10 +29,24 @@
 //! expect the flag that goes with it in another bit than the specification has
 //! it: the pool is quicker and shows less.
 //!
-//! Memory that leaves the guest stays mapped there until the back end was given
-//! what is left, which is done as soon as Xen says so: its rings are stopped,
-//! and go on with the new table. A guest that takes the same frames back at once
-//! and has them written to may lose that; ballooning is not for this mode.
+//! It is told where the guest has, or had, RAM: of a frame that is not there the
+//! back end has to see itself. rust-vmm's maps all that there is when it is told,
+//! and ends (SIGBUS) when it touches a page that was not there then. So a guest can
+//! end its back end: a process for each guest.
+//!
+//! When memory leaves the guest Xen says so, and when some has come its number of
+//! pages, which is looked at ten times a second, is another one: then the rings are
+//! stopped, and go on when the back end was told anew ([`watch`]). That is soon, and
+//! not at once:
+//! - What has left stays mapped there until then. A guest that takes the same
+//!   frames back meanwhile and has them written to loses that.
+//! - A request into memory that has only just come is beyond the back end. One that
+//!   ends over it and is started anew does it then, and the guest waits so long; one
+//!   that answers with an error hands that on. So a guest that balloons under load
+//!   wants a back end that is started anew whenever it ends. A ring in such memory
+//!   breaks the device until it is reset.
+//! - Where Xen may not be asked for the number (privcmd that is restricted as a
+//!   whole), what has come is told with what leaves next.
 //!
 //! # Reset, and a back end that goes away
 //!
@@ -52,6 +68,7 @@ mod restart;
 mod rings;
 mod table;
 mod unfinished;
+mod watch;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -69,6 +86,8 @@ pub(super) use connection::{Direct, can_map};
 pub(super) use inflight::Record;
 pub(super) use loss::tell_loss;
 pub(super) use rings::{GuestMemory, GuestRings};
+#[cfg(test)]
+pub(super) use watch::LOOK;
 
 /// Why a device cannot be served so. Whoever logs it names guest and device.
 #[derive(Debug, Error)]

@@ -26,7 +26,8 @@ use crate::virtio::{
 /// What has to be so that a ring goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Conditions {
-    /// The next one knows itself which requests were in flight.
+    /// The next one knows itself which requests were in flight: the last one has
+    /// kept a record, and it reads it.
     pub tracked: bool,
     /// Requests with something to read must not be done again.
     pub once: bool,

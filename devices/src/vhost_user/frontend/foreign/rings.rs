@@ -27,6 +27,8 @@ pub(super) struct GuestRing {
     pub held: bool,
     /// One had been, in this activation.
     pub served: bool,
+    /// That one keeps, or kept, the record of what is in flight.
+    pub tracked: bool,
     /// Where it has stopped, if nothing of it was in flight then.
     pub base: Option<u16>,
     /// Its driver wants it back.
@@ -56,6 +58,7 @@ impl GuestRings {
             ring: Arc::new(ring),
             held: false,
             served: false,
+            tracked: false,
             base: None,
             leaves: false,
             refused: false,
@@ -97,11 +100,13 @@ impl GuestRings {
 
     /// A back end is about to hear of a ring; false if its driver wants it back.
     pub(super) fn hold(&mut self, queue: u16, number: u64) -> bool {
+        let tracked = self.record.is_some();
         let ring = self.rings.get_mut(&queue);
         let ring = ring.filter(|ring| ring.number == number && !ring.leaves);
         let Some(ring) = ring else { return false };
         ring.held = true;
         ring.served = true;
+        ring.tracked = tracked;
         ring.base = None;
         true
     }

@@ -18,8 +18,9 @@
 //! |---|---|---|
 //! | vm-memory, and so all of rust-vmm's back ends | NO_ADVANCE_MAP is 0x8; the specification's 0x100 is refused as no flag at all | never sent: foreign memory is mapped in advance |
 //! | the same | a foreign region's mmap offset has to be 0 | it is |
-//! | the same | what became of a single frame is not looked at: one that is not there ends the process when it is touched | regions are runs of frames that were seen to be there |
-//! | vhost-user-backend up to 0.10 | the used index of a ring that begins anew, or goes on, is not looked at | such a back end has to be started anew for each driver |
+//! | the same | what became of a single frame is not looked at: one that is not there ends the process when it is touched | told anew when memory has come; the guest has no reason to name others |
+//! | vhost-user-backend up to 0.10 | the used index of a ring that begins anew, or goes on, is not looked at | such a back end has to be started anew for each driver, and cannot follow one that died under its driver |
+//! | vhost-device-vsock 0.3 | a packet whose data is in more than one descriptor, as Linux 6.12.117 sends long ones, is neither sent nor used | nothing: its guest needs `memory = "bounce"` |
 //! | vhost with `xen` | closes the connection if XEN_MMAP is not negotiated | it is, wherever it is offered |
 //! | xen-vhost-frontend | privcmd is handed out unrestricted | restricted to the guest |
 

@@ -67,7 +67,7 @@ fn put_behind_registers(
     partner: &Partner,
     change: fn(&mut VhostUserConfig),
     line: Arc<dyn Interrupt>,
-    provider: Provider,
+    provider: impl DmaProvider + 'static,
 ) -> std::io::Result<(Transport, EventFd)> {
     let mut config = VhostUserConfig {
         memory: Memory::Foreign,
@@ -106,17 +106,31 @@ impl Rig {
     ) -> Rig {
         let ram = GuestRam::new(64);
         let provider = Provider(ram.clone(), Ok(Sharing::File));
-        let (transport, returned) = put_behind_registers(&partner, change, line, provider).unwrap();
         let mut rig = Rig {
-            transport,
-            returned,
             queue,
-            ring: DriverRing::new(&ram, 8),
-            ram,
-            partner,
+            ..Rig::undriven(partner, change, line, ram, provider)
         };
         rig.drive();
         rig
+    }
+
+    /// Whose driver is not up yet.
+    fn undriven(
+        partner: Partner,
+        change: fn(&mut VhostUserConfig),
+        line: Arc<dyn Interrupt>,
+        ram: GuestRam,
+        provider: impl DmaProvider + 'static,
+    ) -> Rig {
+        let (transport, returned) = put_behind_registers(&partner, change, line, provider).unwrap();
+        Rig {
+            transport,
+            returned,
+            queue: 0,
+            ring: DriverRing::new(&ram, 8),
+            ram,
+            partner,
+        }
     }
 
     fn set(&mut self, register: Register, value: u64) {

@@ -2,7 +2,10 @@
 
 use std::sync::Mutex;
 
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+
 use super::*;
+use crate::virtio::descriptor::borrow;
 use crate::virtio::ring::{Ring, RingServer};
 
 /// The test device, which serves its rings itself, and refuses them if asked to.
@@ -82,6 +85,33 @@ fn a_ring_that_was_refused_is_not_taken_for_the_next_one() {
     assert!(bench.transport.is_running());
     bench.now(Register::QueueSel, 0);
     assert_eq!(bench.read(Register::QueueReady), 1);
+}
+
+#[test]
+fn a_doorbell_that_whoever_serves_the_ring_has_filled_and_made_wait_stops_nobody() {
+    let mut bench = Bench::of(false, |probe| {
+        Box::new(Outside {
+            echo: Echo(probe),
+            rings: Mutex::default(),
+        })
+    });
+    let ring = DriverRing::new(&bench.ram, 8);
+    bench.negotiate(VERSION_1);
+    bench.place(0, &ring);
+    bench.now(Register::Status, UP_TO_FEATURES | STATUS_DRIVER_OK);
+    let doorbell = bench.transport.doorbell(0).unwrap().try_clone().unwrap();
+    let flags = fcntl_getfl(borrow(&doorbell)).unwrap();
+    fcntl_setfl(borrow(&doorbell), flags & !OFlags::NONBLOCK).unwrap();
+    doorbell.write(u64::MAX - 1).unwrap();
+
+    bench.now(Register::QueueNotify, 0);
+    let kicks = doorbell.read().unwrap();
+    // and now it is empty
+    let reset = bench.write(Register::Status, 0);
+    bench.settle();
+
+    assert_eq!((kicks, reset), (1, Answer::Later));
+    assert_eq!(bench.read(Register::Status), 0);
 }
 
 #[test]

@@ -184,6 +184,33 @@ fn the_record_of_what_is_in_flight_goes_to_the_next_and_not_past_a_reset() {
 }
 
 #[test]
+fn a_back_end_that_tracks_gets_no_record_of_one_that_did_not_and_the_ring_in_order() {
+    let mut rig = Rig::new(tracking());
+    let track = |rig: &Rig, protocol| rig.partner.change(|it| it.protocol = protocol);
+    rig.partner.wait_for(FrontendReq::SET_VRING_ENABLE);
+    track(&rig, PROTOCOL);
+    rig.die_and_come_back();
+    for number in 0..4 {
+        rig.offer(&[number; 4]);
+    }
+    rig.partner.take();
+    let (second, _) = rig.partner.take();
+    rig.partner.push_used(&[(second.into(), 0)]);
+    track(&rig, PROTOCOL | INFLIGHT);
+
+    rig.die_and_come_back();
+    let again: Vec<u8> = (0..3)
+        .map(|_| rig.partner.read(rig.partner.take().1[0].addr, 4)[0])
+        .collect();
+
+    assert_eq!(rig.partner.bodies(FrontendReq::GET_INFLIGHT_FD).len(), 1);
+    assert_eq!(
+        (again.as_slice(), rig.partner.has_more()),
+        (&[0, 2, 3][..], false)
+    );
+}
+
+#[test]
 fn requests_that_must_not_be_repeated_break_the_device_and_buffers_do_not() {
     let broken = |offer: fn(&mut Rig) -> u16| {
         let mut rig = Rig::with(
