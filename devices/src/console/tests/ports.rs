@@ -423,7 +423,10 @@ fn the_next_driver_finds_all_ports_closed_and_is_told_of_them_anew() {
     let buffer = Buffer::writable(ports.rig.ram.alloc(64), 64);
     ports.agent[0].ring.add(&[buffer]);
     ports.agent[0].serve().unwrap();
-    ports.until("nobody came", |ports| ports.agent_stats().clients == 1);
+    ports.until("nobody came and went", |ports| {
+        let stats = ports.agent_stats();
+        (stats.clients, stats.hangups) == (1, 1)
+    });
     ports.bring_up();
 
     assert_eq!(silent, []);

@@ -62,7 +62,8 @@ fn a_reader_that_stalls_holds_the_guest_and_gets_everything_afterwards() {
     let stalls = rig.stats().stalls;
     let read = rig.read_host(&mut terminal, bytes.len());
 
-    assert_eq!(stalls, 1);
+    // the kernel may take a little more of it, and stop again
+    assert!(stalls > 0);
     assert!(read == bytes, "bytes were lost or mixed");
     assert_eq!(rig.transmit.ring.used().len(), 1);
 }
