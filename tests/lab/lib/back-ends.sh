@@ -1,6 +1,7 @@
 # shellcheck shell=bash
 # vhost-user back ends that others wrote, unmodified: which, in which versions, and how they are built. Those of the
-# crate registry are built here, for this machine and as static programs for dom0; QEMU's storage daemon is Debian's.
+# crate registry are built here, for this machine and as static programs for dom0; QEMU's storage daemon and DPDK are
+# Debian's.
 
 declare -A BACK_ENDS=(
   [virtiofsd]=1.14.0
@@ -16,7 +17,8 @@ declare -A LAB_BACK_ENDS=(
   [vhost-device-gpio]=0.1.0
 )
 GPIO_HOST_PACKAGES=(pkg-config libclang1-14 libclang-common-14-dev) # its bindings are made when it is built
-BACK_END_PACKAGES=(qemu-system-common libcap-ng-dev libseccomp-dev gcc libc6-dev) # what the first brings; what virtiofsd links
+# qemu-storage-daemon, dpdk-testpmd; what virtiofsd links
+BACK_END_PACKAGES=(qemu-system-common dpdk-dev libcap-ng-dev libseccomp-dev gcc libc6-dev)
 
 back_end_options() { # NAME: what cargo is to be told beside its version
   case $1 in vhost-device-sound) echo --no-default-features ;; esac # its null back end alone: no sound libraries

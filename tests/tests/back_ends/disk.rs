@@ -15,7 +15,7 @@ pub const DISK: Kind = Kind {
     id: 2,
     queues: 2,
     size: 256,
-    refused: None,
+    refused: &[],
 };
 
 const BYTES: usize = 8 << 20;

@@ -12,6 +12,7 @@
 //! | vhost-device-scsi | [`scsi`] |
 //! | vhost-device-sound, its null back end | [`sound`] |
 //! | vhost-device-console | [`console`] |
+//! | DPDK's testpmd | [`net`] |
 //!
 //! `tests/vhost-user/back-ends` builds them in the versions that
 //! `tests/lab/lib/back-ends.sh` names, runs these tests, and says which others
@@ -21,6 +22,7 @@ mod address_space;
 mod console;
 mod disk;
 mod fs;
+mod net;
 mod peer;
 mod rng;
 mod scsi;
@@ -69,8 +71,8 @@ struct Kind {
     queues: u16,
     /// What its back end takes for a queue at most.
     size: u16,
-    /// A feature that its back end offers and cannot deal with.
-    refused: Option<u8>,
+    /// Features that its back end offers and cannot deal with alone.
+    refused: &'static [u8],
 }
 
 /// A guest with one device.
@@ -92,7 +94,7 @@ fn add(stand: &Stand, number: u32, way: Way, kind: Kind, peer: &Peer) -> Place {
     let config = VhostUserConfig {
         queues: kind.queues,
         queue_size: kind.size,
-        refuse_features: kind.refused.into_iter().collect(),
+        refuse_features: kind.refused.to_vec(),
         ..way.config(peer.socket(), kind.id)
     };
     let spec = DeviceSpec::VhostUser(config.validate().unwrap());

@@ -136,6 +136,30 @@ impl Peer {
         Peer::start("vhost-device-console", socket, arguments.into())
     }
 
+    /// DPDK's testpmd with one port, which sends every frame back to where it
+    /// came from. It polls: a processor is its own as long as it runs.
+    pub fn testpmd(stand: &Stand) -> Peer {
+        let socket = stand.path("net.sock");
+        let arguments = [
+            // a thread for commands and one that forwards, on whatever processors
+            "--lcores=0@0,1@1",
+            "--no-huge",
+            "-m128",
+            "--no-pci",
+            "--no-shconf",
+            "--no-telemetry",
+            &format!("--vdev=net_vhost0,iface={}", socket.display()),
+            "--",
+            "--total-num-mbufs=4096",
+            "--forward-mode=macswap",
+            "--auto-start",
+            // else it ends when its standard input does
+            "--stats-period=3600",
+        ];
+        let arguments = arguments.map(Into::into).into();
+        Peer::start("dpdk-testpmd", socket, arguments)
+    }
+
     /// Starts it (again) and waits until it listens.
     pub fn start_again(&mut self) {
         // one that was killed leaves its socket, which the next has to replace
