@@ -15,6 +15,7 @@ declare -A BACK_ENDS=(
 declare -A LAB_BACK_ENDS=(
   [vhost-device-input]=0.1.0
   [vhost-device-gpio]=0.1.0
+  [vhost-device-i2c]=0.1.0
 )
 GPIO_HOST_PACKAGES=(pkg-config libclang1-14 libclang-common-14-dev) # its bindings are made when it is built
 # qemu-storage-daemon, dpdk-testpmd; what virtiofsd links
