@@ -5,11 +5,12 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use tests::Stand;
+use tests::back_end::Way;
 use virtio_drivers::device::blk::RespStatus;
 use vmm::demo::guest::{Disk, Pattern, SECTOR};
 
 use super::peer::Peer;
-use super::{Kind, every, serve};
+use super::{Kind, bounced, every, run, serve};
 
 pub const DISK: Kind = Kind {
     id: 2,
@@ -22,7 +23,7 @@ const BYTES: usize = 8 << 20;
 const SECTORS: usize = BYTES / SECTOR;
 const IMAGE: &str = "image";
 
-fn start(stand: &Stand) -> Peer {
+fn of_qemu(stand: &Stand) -> Peer {
     let (image, _) = stand.image(IMAGE, BYTES);
     Peer::storage_daemon(stand, &image)
 }
@@ -48,11 +49,11 @@ impl Load {
         (first, sectors * SECTOR)
     }
 
-    /// As many writes at once as the queue takes, none over another; all
-    /// succeed.
-    fn write(&mut self, disk: &mut Disk) {
+    /// As many writes at once as the queue takes, and no more than `most`, none
+    /// over another; all succeed.
+    fn write(&mut self, disk: &mut Disk, most: usize) {
         let mut taken: BTreeMap<usize, usize> = BTreeMap::new();
-        while disk.has_room() {
+        while disk.has_room() && taken.len() < most {
             let (first, len) = self.extent();
             let end = first + len / SECTOR;
             let before = taken.range(..end).next_back();
@@ -88,61 +89,69 @@ impl Load {
 #[test]
 #[ignore = "tests/vhost-user/back-ends runs it"]
 fn a_disk_holds_what_was_written() {
-    every(|way| {
-        let (served, _peer) = serve(way, DISK, start);
-        let image = served.stand.path(IMAGE);
-        let mut load = Load::on(&image);
-        let mut disk = served.stand.drive(&served.place);
-
-        load.verify(&mut disk);
-        for _ in 0..40 {
-            load.write(&mut disk);
-        }
-        load.verify(&mut disk);
-        disk.flush().unwrap();
-
-        assert_eq!(disk.sectors(), SECTORS as u64);
-        assert!(
-            std::fs::read(image).unwrap() == load.content,
-            "the image differs"
-        );
-        drop(disk);
-        served.stand.finish();
-    });
+    every(|way| write_and_read(way, of_qemu));
 }
 
 #[test]
 #[ignore = "tests/vhost-user/back-ends runs it"]
 fn a_disk_whose_back_end_is_killed_loses_nothing() {
-    every(|way| {
-        let (served, mut peer) = serve(way, DISK, start);
-        let image = served.stand.path(IMAGE);
-        let mut load = Load::on(&image);
-        let mut disk = served.stand.drive(&served.place);
-        let assassin = std::thread::spawn(move || {
-            for _ in 0..5 {
-                std::thread::sleep(std::time::Duration::from_millis(300));
-                peer.kill();
-                std::thread::sleep(std::time::Duration::from_millis(100));
-                peer.start_again();
-            }
-            peer
-        });
+    bounced(|way| kill_under_load(way, of_qemu, usize::MAX));
+    // it tracks no requests: a ring of the guest's goes on where they were done in
+    // their order
+    run(Way::DIRECT, |way| kill_under_load(way, of_qemu, 1));
+}
 
-        let mut rounds = 0;
-        while !assassin.is_finished() || rounds < 10 {
-            load.write(&mut disk);
-            rounds += 1;
+fn write_and_read(way: Way, start: fn(&Stand) -> Peer) {
+    let (served, _peer) = serve(way, DISK, start);
+    let image = served.stand.path(IMAGE);
+    let mut load = Load::on(&image);
+    let mut disk = served.stand.drive(&served.place);
+
+    load.verify(&mut disk);
+    for _ in 0..40 {
+        load.write(&mut disk, usize::MAX);
+    }
+    load.verify(&mut disk);
+    disk.flush().unwrap();
+
+    assert_eq!(disk.sectors(), SECTORS as u64);
+    assert!(
+        std::fs::read(image).unwrap() == load.content,
+        "the image differs"
+    );
+    drop(disk);
+    served.stand.finish();
+}
+
+/// With at most `most` requests at once.
+fn kill_under_load(way: Way, start: fn(&Stand) -> Peer, most: usize) {
+    let (served, mut peer) = serve(way, DISK, start);
+    let image = served.stand.path(IMAGE);
+    let mut load = Load::on(&image);
+    let mut disk = served.stand.drive(&served.place);
+    let assassin = std::thread::spawn(move || {
+        for _ in 0..5 {
+            std::thread::sleep(std::time::Duration::from_millis(300));
+            peer.kill();
+            std::thread::sleep(std::time::Duration::from_millis(100));
+            peer.start_again();
         }
-        let _peer = assassin.join().unwrap();
-        load.verify(&mut disk);
-        disk.flush().unwrap();
-
-        assert!(
-            std::fs::read(image).unwrap() == load.content,
-            "the image differs"
-        );
-        drop(disk);
-        served.stand.finish();
+        peer
     });
+
+    let mut rounds = 0;
+    while !assassin.is_finished() || rounds < 10 {
+        load.write(&mut disk, most);
+        rounds += 1;
+    }
+    let _peer = assassin.join().unwrap();
+    load.verify(&mut disk);
+    disk.flush().unwrap();
+
+    assert!(
+        std::fs::read(image).unwrap() == load.content,
+        "the image differs"
+    );
+    drop(disk);
+    served.stand.finish();
 }
