@@ -1,5 +1,5 @@
-//! QEMU's storage daemon: a disk that is read, written, and loses nothing when
-//! the daemon is killed.
+//! QEMU's storage daemon, and SPDK's vhost target: a disk that is read, written,
+//! and loses nothing when who serves it is killed.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -26,6 +26,11 @@ const IMAGE: &str = "image";
 fn of_qemu(stand: &Stand) -> Peer {
     let (image, _) = stand.image(IMAGE, BYTES);
     Peer::storage_daemon(stand, &image)
+}
+
+fn of_spdk(stand: &Stand) -> Peer {
+    let (image, _) = stand.image(IMAGE, BYTES);
+    Peer::spdk(stand, &image)
 }
 
 /// What the disk should hold, and a load that changes it.
@@ -94,11 +99,23 @@ fn a_disk_holds_what_was_written() {
 
 #[test]
 #[ignore = "tests/vhost-user/back-ends runs it"]
+fn a_disk_of_spdk_holds_what_was_written() {
+    every(|way| write_and_read(way, of_spdk));
+}
+
+#[test]
+#[ignore = "tests/vhost-user/back-ends runs it"]
 fn a_disk_whose_back_end_is_killed_loses_nothing() {
     bounced(|way| kill_under_load(way, of_qemu, usize::MAX));
     // it tracks no requests: a ring of the guest's goes on where they were done in
     // their order
     run(Way::DIRECT, |way| kill_under_load(way, of_qemu, 1));
+}
+
+#[test]
+#[ignore = "tests/vhost-user/back-ends runs it"]
+fn a_disk_of_spdk_that_is_killed_loses_nothing() {
+    every(|way| kill_under_load(way, of_spdk, usize::MAX));
 }
 
 fn write_and_read(way: Way, start: fn(&Stand) -> Peer) {

@@ -6,6 +6,7 @@
 //! | back end | tests |
 //! |---|---|
 //! | QEMU's storage daemon | [`disk`], [`address_space`] |
+//! | SPDK's vhost target, where there is one | [`disk`] |
 //! | virtiofsd | [`fs`] |
 //! | vhost-device-rng | [`rng`] |
 //! | vhost-device-vsock | [`vsock`] |
