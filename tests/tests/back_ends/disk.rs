@@ -3,14 +3,19 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::Duration;
 
 use tests::Stand;
 use tests::back_end::Way;
+use tests::stand::eventually;
 use virtio_drivers::device::blk::RespStatus;
 use vmm::demo::guest::{Disk, Pattern, SECTOR};
 
 use super::peer::Peer;
-use super::{Kind, bounced, every, run, serve};
+use super::{Kind, alone, bounced, every, run, serve};
 
 pub const DISK: Kind = Kind {
     id: 2,
@@ -100,7 +105,7 @@ fn a_disk_holds_what_was_written() {
 #[test]
 #[ignore = "tests/vhost-user/back-ends runs it"]
 fn a_disk_of_spdk_holds_what_was_written() {
-    every(|way| write_and_read(way, of_spdk));
+    alone(|way| write_and_read(way, of_spdk));
 }
 
 #[test]
@@ -115,7 +120,7 @@ fn a_disk_whose_back_end_is_killed_loses_nothing() {
 #[test]
 #[ignore = "tests/vhost-user/back-ends runs it"]
 fn a_disk_of_spdk_that_is_killed_loses_nothing() {
-    every(|way| kill_under_load(way, of_spdk, usize::MAX));
+    alone(|way| kill_under_load(way, of_spdk, usize::MAX));
 }
 
 fn write_and_read(way: Way, start: fn(&Stand) -> Peer) {
@@ -146,20 +151,24 @@ fn kill_under_load(way: Way, start: fn(&Stand) -> Peer, most: usize) {
     let image = served.stand.path(IMAGE);
     let mut load = Load::on(&image);
     let mut disk = served.stand.drive(&served.place);
-    let assassin = std::thread::spawn(move || {
+    let rounds = Arc::new(AtomicUsize::new(0));
+    let written = Arc::clone(&rounds);
+    let assassin = thread::spawn(move || {
         for _ in 0..5 {
-            std::thread::sleep(std::time::Duration::from_millis(300));
+            // each has its share of the load, however long it took to come
+            let before = written.load(Ordering::SeqCst);
+            eventually("the load", || written.load(Ordering::SeqCst) > before + 1);
+            thread::sleep(Duration::from_millis(100));
             peer.kill();
-            std::thread::sleep(std::time::Duration::from_millis(100));
+            thread::sleep(Duration::from_millis(100));
             peer.start_again();
         }
         peer
     });
 
-    let mut rounds = 0;
-    while !assassin.is_finished() || rounds < 10 {
+    while !assassin.is_finished() || rounds.load(Ordering::SeqCst) < 20 {
         load.write(&mut disk, most);
-        rounds += 1;
+        rounds.fetch_add(1, Ordering::SeqCst);
     }
     let _peer = assassin.join().unwrap();
     load.verify(&mut disk);

@@ -30,6 +30,7 @@ mod scsi;
 mod sound;
 mod vsock;
 
+use std::sync::{PoisonError, RwLock};
 use std::time::Duration;
 
 use devices::registry::DeviceSpec;
@@ -43,10 +44,16 @@ use peer::Peer;
 /// How long a test may take with one kind of addresses.
 const LIMIT: Duration = Duration::from_secs(300);
 
+/// Held for writing by tests of back ends that poll: each of these takes a
+/// processor for itself.
+static PROCESSORS: RwLock<()> = RwLock::new(());
+
+const WAYS: [Way; 3] = [Way::GRANTS, Way::PLAIN, Way::DIRECT];
+
 /// Runs a test by every way, on a thread that plays the guest: virtio-drivers may
 /// spin.
 fn every(test: fn(Way)) {
-    for way in [Way::GRANTS, Way::PLAIN, Way::DIRECT] {
+    for way in WAYS {
         run(way, test);
     }
 }
@@ -58,7 +65,20 @@ fn bounced(test: fn(Way)) {
     }
 }
 
+/// By every way, while no other test runs.
+fn alone(test: fn(Way)) {
+    let _held = PROCESSORS.write().unwrap_or_else(PoisonError::into_inner);
+    for way in WAYS {
+        drive(way, test);
+    }
+}
+
 fn run(way: Way, test: fn(Way)) {
+    let _held = PROCESSORS.read().unwrap_or_else(PoisonError::into_inner);
+    drive(way, test);
+}
+
+fn drive(way: Way, test: fn(Way)) {
     let ended = within("the test", LIMIT, move || test(way));
     ended.inspect_err(|_| peer::kill_all()).unwrap();
 }

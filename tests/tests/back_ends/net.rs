@@ -10,7 +10,7 @@ use vmm::demo::guest::hal::enter;
 use vmm::demo::guest::{GuestHal, Pattern, Registers};
 
 use super::peer::Peer;
-use super::{Kind, Served, every, serve};
+use super::{Kind, Served, alone, serve};
 
 /// A pair of queues. The control queue and what is asked through it, the
 /// announcements and the number of pairs (17, 18, 21, 22) DPDK leaves to whoever
@@ -49,7 +49,7 @@ fn all_swapped(frames: &[Vec<u8>]) -> Vec<Vec<u8>> {
 #[test]
 #[ignore = "tests/vhost-user/back-ends runs it"]
 fn every_frame_comes_back_to_virtio_drivers_card() {
-    every(|way| {
+    alone(|way| {
         let (served, _peer) = serve(way, CARD, Peer::testpmd);
         let Served { stand, place } = &served;
         enter(stand.memory(place.addresses));
@@ -75,7 +75,7 @@ fn every_frame_comes_back_to_virtio_drivers_card() {
 #[test]
 #[ignore = "tests/vhost-user/back-ends runs it"]
 fn large_frames_come_back_in_as_many_buffers_as_they_need() {
-    every(|way| {
+    alone(|way| {
         let (served, _peer) = serve(way, CARD, Peer::testpmd);
         let mut card = Card::new(&served.stand, &served.place);
         let frames = frames(2, (0..600).map(|n| 60 + n * 1009 % 8941));
@@ -93,7 +93,7 @@ fn large_frames_come_back_in_as_many_buffers_as_they_need() {
 #[test]
 #[ignore = "tests/vhost-user/back-ends runs it"]
 fn a_card_whose_back_end_is_killed_has_its_frames_back_from_the_next() {
-    every(|way| {
+    alone(|way| {
         let (served, mut peer) = serve(way, CARD, Peer::testpmd);
         let mut card = Card::new(&served.stand, &served.place);
         let assassin = thread::spawn(move || {
