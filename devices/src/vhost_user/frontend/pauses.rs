@@ -9,35 +9,41 @@ const ABSENT_MAX: Duration = Duration::from_secs(1);
 /// At most, where somebody is there and goes at once, each time.
 const FLEETING_MAX: Duration = Duration::from_secs(10);
 
-/// Pauses between tries, each twice as long as the one before.
+/// Pauses between tries, each twice as long as the one before of its kind.
 pub(super) struct Pauses {
-    next: Duration,
+    /// While nobody is there.
+    absent: Duration,
+    /// Where somebody is there and goes at once.
+    fleeting: Duration,
 }
 
 impl Pauses {
     pub(super) fn new() -> Self {
-        Pauses { next: FIRST }
+        Pauses {
+            absent: FIRST,
+            fleeting: FIRST,
+        }
     }
 
     /// After a connection that has lasted so long.
     pub(super) fn after_connection(&mut self, lasted: Duration) -> Duration {
+        self.absent = FIRST;
         if lasted >= ABSENT_MAX {
-            self.next = FIRST;
+            self.fleeting = FIRST;
         }
-        self.take(FLEETING_MAX)
+        twice(&mut self.fleeting, FLEETING_MAX)
     }
 
     /// After there was none: however often it went at once before, it may be on
     /// its way back.
     pub(super) fn after_none(&mut self) -> Duration {
-        self.take(ABSENT_MAX)
+        twice(&mut self.absent, ABSENT_MAX)
     }
+}
 
-    fn take(&mut self, most: Duration) -> Duration {
-        let pause = self.next.min(most);
-        self.next = pause.saturating_mul(2);
-        pause
-    }
+/// This pause; the next one is twice as long, and at most so long.
+fn twice(pause: &mut Duration, most: Duration) -> Duration {
+    std::mem::replace(pause, pause.saturating_mul(2).min(most))
 }
 
 #[cfg(test)]
@@ -72,12 +78,23 @@ mod tests {
     }
 
     #[test]
-    fn whoever_went_at_once_and_is_away_now_is_looked_for_every_second() {
+    fn whoever_went_at_once_and_is_away_now_is_looked_for_as_anybody_who_is_away() {
         let mut pauses = Pauses::new();
         last(100, || pauses.after_connection(FLEETING));
 
-        let away = [(); 3].map(|()| pauses.after_none());
+        let away = last(100, || pauses.after_none());
 
-        assert_eq!(away, [ABSENT_MAX; 3]);
+        assert_eq!(away, ABSENT_MAX);
+    }
+
+    #[test]
+    fn whoever_takes_long_to_come_is_not_taken_for_one_that_goes_at_once() {
+        let mut pauses = Pauses::new();
+        last(100, || pauses.after_none());
+
+        let once = pauses.after_connection(FLEETING);
+        let away = pauses.after_none();
+
+        assert_eq!((once, away), (FIRST, FIRST));
     }
 }
