@@ -1,6 +1,7 @@
 # shellcheck shell=bash
 # vhost-user back ends that others wrote, unmodified: which, in which versions, and how they are built. Those of the
-# crate registry are built here, for this machine and as static programs for dom0; QEMU's storage daemon is Debian's.
+# crate registry are built here, for this machine and as static programs for dom0; QEMU's storage daemon and DPDK are
+# Debian's.
 
 declare -A BACK_ENDS=(
   [virtiofsd]=1.14.0
@@ -14,9 +15,11 @@ declare -A BACK_ENDS=(
 declare -A LAB_BACK_ENDS=(
   [vhost-device-input]=0.1.0
   [vhost-device-gpio]=0.1.0
+  [vhost-device-i2c]=0.1.0
 )
 GPIO_HOST_PACKAGES=(pkg-config libclang1-14 libclang-common-14-dev) # its bindings are made when it is built
-BACK_END_PACKAGES=(qemu-system-common libcap-ng-dev libseccomp-dev gcc libc6-dev) # what the first brings; what virtiofsd links
+# qemu-storage-daemon, dpdk-testpmd; what virtiofsd links
+BACK_END_PACKAGES=(qemu-system-common dpdk-dev libcap-ng-dev libseccomp-dev gcc libc6-dev)
 
 back_end_options() { # NAME: what cargo is to be told beside its version
   case $1 in vhost-device-sound) echo --no-default-features ;; esac # its null back end alone: no sound libraries
@@ -48,6 +51,9 @@ need_lab_back_ends() {
     if [ "$name" = qemu-storage-daemon ]; then
       artefact "$name-aarch64" "$(content_key "$LAB_SUITE" "${STORAGE_DAEMON_PACKAGES[*]}" \
         "$(declare -f fetch_storage_daemon copy_with_libraries cpio_of)")" "15 MB to download" fetch_storage_daemon
+    elif [ "$name" = dpdk-testpmd ]; then
+      artefact "$name-aarch64" "$(content_key "$LAB_SUITE" "${TESTPMD_PACKAGES[*]}" \
+        "$(declare -f fetch_testpmd copy_with_libraries cpio_of)")" "20 MB to download" fetch_testpmd
     elif [[ $name = *+xen ]]; then
       artefact "$name-aarch64" "$(content_key "${BACK_ENDS[${name%+xen}]}" "${RUST_AARCH64_ENV[@]}" \
         "$(declare -f build_xen_back_end)")" "one to two minutes" \
@@ -123,6 +129,27 @@ fetch_storage_daemon() { # its module for each image format is built in
   mkdir -p root/usr/bin root/usr/lib/aarch64-linux-gnu root/lab/back-ends
   copy_with_libraries packages root usr/bin/qemu-storage-daemon
   mv root/usr/bin/qemu-storage-daemon root/lab/back-ends/
+  cpio_of root >archive.cpio
+  rm -rf packages root
+}
+
+TESTPMD_PACKAGES=(dpdk-dev libnuma1 libfdt1 libjansson4 libbsd0 libmd0 libelf1t64 libpcap0.8t64 libdbus-1-3 libsystemd0
+  libcap2 libibverbs1 ibverbs-providers libnl-3-200 libnl-route-3-200 zlib1g libzstd1 libc6)
+fetch_testpmd() { # with the two drivers that it loads: of vhost-user ports, and of its buffers
+  local driver drivers
+  apt_state userland arm64 "deb $(debian_mirror Debian) $LAB_SUITE main"
+  # a package for each of DPDK's libraries, some 200
+  mapfile -t drivers < <(apt_in userland apt-cache depends --recurse --no-pre-depends --no-recommends --no-suggests \
+    --no-conflicts --no-breaks --no-replaces --no-enhances dpdk-dev | grep '^librte-' | grep -v -e -meta- | sort -u)
+  fetch_packages userland packages "${TESTPMD_PACKAGES[@]}" "${drivers[@]}"
+  mkdir -p root/usr/bin root/usr/lib/aarch64-linux-gnu root/lab/back-ends/dpdk
+  copy_with_libraries packages root usr/bin/dpdk-testpmd
+  mv root/usr/bin/dpdk-testpmd root/lab/back-ends/
+  for driver in net_vhost mempool_ring; do
+    driver=$(basename packages/usr/lib/aarch64-linux-gnu/librte_$driver.so.??)
+    copy_with_libraries packages root "usr/lib/aarch64-linux-gnu/$driver"
+    ln -s "/usr/lib/aarch64-linux-gnu/$driver" "root/lab/back-ends/dpdk/${driver%.*}" # it looks for names in .so
+  done
   cpio_of root >archive.cpio
   rm -rf packages root
 }

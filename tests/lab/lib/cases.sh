@@ -5,7 +5,7 @@
 #   # vcpus: N               (optional) dom0's virtual processors, instead of one; the machine has one processor
 #   # memory: MIB            (optional) the machine's memory, instead of 2048
 #   # machine: direct-mapped (optional) Xen starts a second domain beside dom0 (machine.sh)
-#   # tools: qemu-img        (optional) what dom0 has beside what every case finds there (qemu-img.sh)
+#   # tools: NAME…           (optional) what dom0 has beside what every case finds there: qemu-img, i2c-stub (NAME.sh)
 #   # seconds: N             how long the case may take inside dom0; "soak" in it is LAB_SOAK_SECONDS
 #   # back-ends: NAME…      (optional) vhost-user back ends of others that dom0 has to have (back-ends.sh)
 #   # needs: FILE            (optional) it is left out where the project has no such file
@@ -36,9 +36,12 @@ case_boots() { # CASE…: the different machines, the one of most cases first
   local name
   for name; do case_boot "$name"; done | sort | uniq -c | sort -k 1,1nr -k 2 | sed 's/^ *[0-9]* //'
 }
-case_back_ends() { # CASE…: the back ends that they want, each once
-  local name
-  for name; do case_header "$name" back-ends; done | tr ' ' '\n' | sort -u
+case_back_ends() { case_words back-ends "$@"; } # CASE…: the back ends that they want, each once
+case_tools() { case_words tools "$@"; }         # and the tools
+case_words() {                                  # FIELD CASE…
+  local name field=$1
+  shift
+  for name; do case_header "$name" "$field"; done | tr ' ' '\n' | sort -u
 }
 case_names() { # every case, by name
   local file

@@ -1,10 +1,10 @@
 # shellcheck shell=bash
 # The root file systems. dom0's is cpio archives after each other: the userland, the kernel's modules where there are
-# any, back ends that the cases want, and what changes from run to run (scripts, cases, xen-dm, the guest).
+# any, back ends and tools that the cases want, and what changes from run to run (scripts, cases, xen-dm, the guest).
 
-# make_initrd DIRECTORY: sets INITRD, made in DIRECTORY. need_userland, need_programs, need_kernel and
-# need_lab_back_ends come first; XEN_DM names the arm64 binary, SUITE the test program or nothing, QEMU_IMG that tool or
-# nothing. GUEST_INITRD is the guests'.
+# make_initrd DIRECTORY: sets INITRD, made in DIRECTORY. need_userland, need_programs, need_kernel, need_tools and
+# need_lab_back_ends come first; XEN_DM names the arm64 binary, SUITE the test program or nothing. GUEST_INITRD is the
+# guests'.
 make_initrd() {
   local root=$1/dom0 guest=$1/guest
   INITRD=$1/dom0.cpio
@@ -26,9 +26,8 @@ make_initrd() {
   cp "$KERNEL_IMAGE" "$root/lab/guest/Image"
   { cpio_of "$guest" && add_modules; } >"$GUEST_INITRD"
   cp "$GUEST_INITRD" "$root/lab/guest/initrd"
-  { cat "$USERLAND_DOM0" "${BACK_END_ARCHIVES[@]}" && add_tools && add_modules && cpio_of "$root"; } >"$INITRD"
+  { cat "$USERLAND_DOM0" "${BACK_END_ARCHIVES[@]}" "${TOOL_ARCHIVES[@]}" && add_modules && cpio_of "$root"; } >"$INITRD"
   rm -rf "$root" "$guest"
 }
 
-add_tools() { [ -z "$QEMU_IMG" ] || cat "$QEMU_IMG"; }
 add_modules() { [ -z "$KERNEL_MODULES" ] || cat "$KERNEL_MODULES"; }

@@ -4,12 +4,11 @@
 QEMU_IMG_PACKAGES=(qemu-utils libc6 libzstd1 zlib1g libaio1t64 liburing2 libnettle8t64 libhogweed6t64 libgmp10 libnuma1
   libglib2.0-0t64 libatomic1 libpcre2-8-0 libgnutls30t64 libp11-kit0 libffi8 libidn2-0 libunistring5 libtasn1-6)
 
-# need_qemu_img: sets QEMU_IMG, a cpio archive.
+# need_qemu_img: sets ARTEFACT to a directory with archive.cpio.
 need_qemu_img() {
   host_need "${LAB_HOST_PACKAGES[@]}"
   artefact qemu-img "$(content_key "$LAB_SUITE" "${QEMU_IMG_PACKAGES[*]}" \
     "$(declare -f build_qemu_img copy_with_libraries cpio_of)")" "9 MB to download" build_qemu_img
-  QEMU_IMG=$ARTEFACT/qemu-img.cpio
 }
 
 build_qemu_img() {
@@ -17,6 +16,6 @@ build_qemu_img() {
   fetch_packages qemu-img packages "${QEMU_IMG_PACKAGES[@]}"
   mkdir -p root/usr/{bin,lib/aarch64-linux-gnu}
   copy_with_libraries packages root usr/bin/qemu-img
-  cpio_of root >qemu-img.cpio
+  cpio_of root >archive.cpio
   rm -rf packages root
 }

@@ -20,6 +20,16 @@ prepare() {
   for flavour in $2; do need_xen "$flavour"; done
 }
 
+# need_tools [TOOL…]: sets TOOL_ARCHIVES, cpio archives for dom0's root.
+need_tools() {
+  local tool
+  TOOL_ARCHIVES=()
+  for tool; do
+    "need_${tool//-/_}"
+    TOOL_ARCHIVES+=("$ARTEFACT/archive.cpio")
+  done
+}
+
 # run_cases CASE…: runs them, a boot for each machine that they want, and counts in PASSED and FAILED.
 run_cases() {
   local machine name wanted machines
@@ -28,8 +38,8 @@ run_cases() {
     "$(printf '%s\n' "${machines[@]}" | cut -d' ' -f2 | sort -u)"
   SUITE=
   [[ " $* " != *" $SUITE_CASE "* ]] || need_suite
-  QEMU_IMG=
-  for name; do [ "$(case_header "$name" tools)" != qemu-img ] || need_qemu_img; done
+  # shellcheck disable=SC2046 # a word for each
+  need_tools $(case_tools "$@")
   temporary_directory
   for machine in "${machines[@]}"; do
     wanted=()
@@ -173,7 +183,7 @@ lab_shell() {
   [[ " ${KERNELS[*]} " == *" $1 "* ]] || die "there is no kernel '$1'; there are: ${KERNELS[*]}"
   prepare "$1" lab
   SUITE=
-  QEMU_IMG=
+  need_tools
   need_lab_back_ends
   temporary_directory
   make_initrd "$TEMPORARY"

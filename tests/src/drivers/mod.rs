@@ -1,10 +1,12 @@
 //! Guest drivers for devices that virtio-drivers has none for, on its queues:
-//! a [file system](fs) and a [SCSI host](scsi).
+//! a [file system](fs) and a [SCSI host](scsi); and a [network card](net) that
+//! takes frames in several buffers, as virtio-drivers' does not.
 //!
 //! As virtio-drivers' own they are made and used on one thread that plays a
 //! vCPU. They wait for the device's interrupts, and for a bounded time.
 
 pub mod fs;
+pub mod net;
 pub mod scsi;
 
 use std::sync::Arc;
@@ -42,14 +44,20 @@ impl Port {
     /// Brings a device of type `id` up, with its first `queues` queues, on this
     /// thread. virtio 1.3 §3.1.1
     pub fn new(stand: &Stand, place: &Place, id: u32, queues: u16) -> Self {
+        Port::with_features(stand, place, id, queues, 0)
+    }
+
+    /// The same for a driver that wants `needed` of the device.
+    pub fn with_features(stand: &Stand, place: &Place, id: u32, queues: u16, needed: u64) -> Self {
         enter(stand.memory(place.addresses));
         let mut registers = Registers::probe_type(&stand.vcpu(0), place.base, id).unwrap();
         let status = |registers: &Registers, bits| registers.set(Register::Status, bits);
         let present = STATUS_ACKNOWLEDGE | STATUS_DRIVER;
         status(&registers, 0);
         status(&registers, present);
-        let wanted = VERSION_1 | RING_INDIRECT_DESC | RING_EVENT_IDX;
+        let wanted = VERSION_1 | RING_INDIRECT_DESC | RING_EVENT_IDX | needed;
         let features = registers.read_device_features() & wanted;
+        assert_eq!(features & needed, needed, "{features:#x} is all it has");
         registers.write_driver_features(features);
         status(&registers, present | STATUS_FEATURES_OK);
         let agreed = registers.get(Register::Status) & STATUS_FEATURES_OK;

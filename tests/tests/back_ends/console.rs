@@ -16,7 +16,7 @@ const CONSOLE: Kind = Kind {
     id: 3,
     queues: 4,
     size: 128,
-    refused: None,
+    refused: &[],
 };
 const BYTES: usize = 4096;
 

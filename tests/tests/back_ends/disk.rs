@@ -1,30 +1,41 @@
-//! QEMU's storage daemon: a disk that is read, written, and loses nothing when
-//! the daemon is killed.
+//! QEMU's storage daemon, and SPDK's vhost target: a disk that is read, written,
+//! and loses nothing when who serves it is killed.
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::Duration;
 
 use tests::Stand;
+use tests::back_end::Way;
+use tests::stand::eventually;
 use virtio_drivers::device::blk::RespStatus;
 use vmm::demo::guest::{Disk, Pattern, SECTOR};
 
 use super::peer::Peer;
-use super::{Kind, every, serve};
+use super::{Kind, alone, bounced, every, run, serve};
 
 pub const DISK: Kind = Kind {
     id: 2,
     queues: 2,
     size: 256,
-    refused: None,
+    refused: &[],
 };
 
 const BYTES: usize = 8 << 20;
 const SECTORS: usize = BYTES / SECTOR;
 const IMAGE: &str = "image";
 
-fn start(stand: &Stand) -> Peer {
+fn of_qemu(stand: &Stand) -> Peer {
     let (image, _) = stand.image(IMAGE, BYTES);
     Peer::storage_daemon(stand, &image)
+}
+
+fn of_spdk(stand: &Stand) -> Peer {
+    let (image, _) = stand.image(IMAGE, BYTES);
+    Peer::spdk(stand, &image)
 }
 
 /// What the disk should hold, and a load that changes it.
@@ -48,11 +59,11 @@ impl Load {
         (first, sectors * SECTOR)
     }
 
-    /// As many writes at once as the queue takes, none over another; all
-    /// succeed.
-    fn write(&mut self, disk: &mut Disk) {
+    /// As many writes at once as the queue takes, and no more than `most`, none
+    /// over another; all succeed.
+    fn write(&mut self, disk: &mut Disk, most: usize) {
         let mut taken: BTreeMap<usize, usize> = BTreeMap::new();
-        while disk.has_room() {
+        while disk.has_room() && taken.len() < most {
             let (first, len) = self.extent();
             let end = first + len / SECTOR;
             let before = taken.range(..end).next_back();
@@ -88,61 +99,85 @@ impl Load {
 #[test]
 #[ignore = "tests/vhost-user/back-ends runs it"]
 fn a_disk_holds_what_was_written() {
-    every(|way| {
-        let (served, _peer) = serve(way, DISK, start);
-        let image = served.stand.path(IMAGE);
-        let mut load = Load::on(&image);
-        let mut disk = served.stand.drive(&served.place);
+    every(|way| write_and_read(way, of_qemu));
+}
 
-        load.verify(&mut disk);
-        for _ in 0..40 {
-            load.write(&mut disk);
-        }
-        load.verify(&mut disk);
-        disk.flush().unwrap();
-
-        assert_eq!(disk.sectors(), SECTORS as u64);
-        assert!(
-            std::fs::read(image).unwrap() == load.content,
-            "the image differs"
-        );
-        drop(disk);
-        served.stand.finish();
-    });
+#[test]
+#[ignore = "tests/vhost-user/back-ends runs it"]
+fn a_disk_of_spdk_holds_what_was_written() {
+    alone(|way| write_and_read(way, of_spdk));
 }
 
 #[test]
 #[ignore = "tests/vhost-user/back-ends runs it"]
 fn a_disk_whose_back_end_is_killed_loses_nothing() {
-    every(|way| {
-        let (served, mut peer) = serve(way, DISK, start);
-        let image = served.stand.path(IMAGE);
-        let mut load = Load::on(&image);
-        let mut disk = served.stand.drive(&served.place);
-        let assassin = std::thread::spawn(move || {
-            for _ in 0..5 {
-                std::thread::sleep(std::time::Duration::from_millis(300));
-                peer.kill();
-                std::thread::sleep(std::time::Duration::from_millis(100));
-                peer.start_again();
-            }
-            peer
-        });
+    bounced(|way| kill_under_load(way, of_qemu, usize::MAX));
+    // it tracks no requests: a ring of the guest's goes on where they were done in
+    // their order
+    run(Way::DIRECT, |way| kill_under_load(way, of_qemu, 1));
+}
 
-        let mut rounds = 0;
-        while !assassin.is_finished() || rounds < 10 {
-            load.write(&mut disk);
-            rounds += 1;
+#[test]
+#[ignore = "tests/vhost-user/back-ends runs it"]
+fn a_disk_of_spdk_that_is_killed_loses_nothing() {
+    alone(|way| kill_under_load(way, of_spdk, usize::MAX));
+}
+
+fn write_and_read(way: Way, start: fn(&Stand) -> Peer) {
+    let (served, _peer) = serve(way, DISK, start);
+    let image = served.stand.path(IMAGE);
+    let mut load = Load::on(&image);
+    let mut disk = served.stand.drive(&served.place);
+
+    load.verify(&mut disk);
+    for _ in 0..40 {
+        load.write(&mut disk, usize::MAX);
+    }
+    load.verify(&mut disk);
+    disk.flush().unwrap();
+
+    assert_eq!(disk.sectors(), SECTORS as u64);
+    assert!(
+        std::fs::read(image).unwrap() == load.content,
+        "the image differs"
+    );
+    drop(disk);
+    served.stand.finish();
+}
+
+/// With at most `most` requests at once.
+fn kill_under_load(way: Way, start: fn(&Stand) -> Peer, most: usize) {
+    let (served, mut peer) = serve(way, DISK, start);
+    let image = served.stand.path(IMAGE);
+    let mut load = Load::on(&image);
+    let mut disk = served.stand.drive(&served.place);
+    let rounds = Arc::new(AtomicUsize::new(0));
+    let written = Arc::clone(&rounds);
+    let assassin = thread::spawn(move || {
+        for _ in 0..5 {
+            // each has its share of the load, however long it took to come
+            let before = written.load(Ordering::SeqCst);
+            eventually("the load", || written.load(Ordering::SeqCst) > before + 1);
+            thread::sleep(Duration::from_millis(100));
+            peer.kill();
+            thread::sleep(Duration::from_millis(100));
+            peer.start_again();
         }
-        let _peer = assassin.join().unwrap();
-        load.verify(&mut disk);
-        disk.flush().unwrap();
-
-        assert!(
-            std::fs::read(image).unwrap() == load.content,
-            "the image differs"
-        );
-        drop(disk);
-        served.stand.finish();
+        peer
     });
+
+    while !assassin.is_finished() || rounds.load(Ordering::SeqCst) < 20 {
+        load.write(&mut disk, most);
+        rounds.fetch_add(1, Ordering::SeqCst);
+    }
+    let _peer = assassin.join().unwrap();
+    load.verify(&mut disk);
+    disk.flush().unwrap();
+
+    assert!(
+        std::fs::read(image).unwrap() == load.content,
+        "the image differs"
+    );
+    drop(disk);
+    served.stand.finish();
 }

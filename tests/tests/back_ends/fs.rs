@@ -14,7 +14,7 @@ const FILE_SYSTEM: Kind = Kind {
     id: 26,
     queues: 2,
     size: 1024,
-    refused: None,
+    refused: &[],
 };
 
 const FILES: usize = 300;

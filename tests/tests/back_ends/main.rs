@@ -6,12 +6,14 @@
 //! | back end | tests |
 //! |---|---|
 //! | QEMU's storage daemon | [`disk`], [`address_space`] |
+//! | SPDK's vhost target, where there is one | [`disk`] |
 //! | virtiofsd | [`fs`] |
 //! | vhost-device-rng | [`rng`] |
 //! | vhost-device-vsock | [`vsock`] |
 //! | vhost-device-scsi | [`scsi`] |
 //! | vhost-device-sound, its null back end | [`sound`] |
 //! | vhost-device-console | [`console`] |
+//! | DPDK's testpmd | [`net`] |
 //!
 //! `tests/vhost-user/back-ends` builds them in the versions that
 //! `tests/lab/lib/back-ends.sh` names, runs these tests, and says which others
@@ -21,12 +23,14 @@ mod address_space;
 mod console;
 mod disk;
 mod fs;
+mod net;
 mod peer;
 mod rng;
 mod scsi;
 mod sound;
 mod vsock;
 
+use std::sync::{PoisonError, RwLock};
 use std::time::Duration;
 
 use devices::registry::DeviceSpec;
@@ -40,10 +44,16 @@ use peer::Peer;
 /// How long a test may take with one kind of addresses.
 const LIMIT: Duration = Duration::from_secs(300);
 
+/// Held for writing by tests of back ends that poll: each of these takes a
+/// processor for itself.
+static PROCESSORS: RwLock<()> = RwLock::new(());
+
+const WAYS: [Way; 3] = [Way::GRANTS, Way::PLAIN, Way::DIRECT];
+
 /// Runs a test by every way, on a thread that plays the guest: virtio-drivers may
 /// spin.
 fn every(test: fn(Way)) {
-    for way in [Way::GRANTS, Way::PLAIN, Way::DIRECT] {
+    for way in WAYS {
         run(way, test);
     }
 }
@@ -55,7 +65,20 @@ fn bounced(test: fn(Way)) {
     }
 }
 
+/// By every way, while no other test runs.
+fn alone(test: fn(Way)) {
+    let _held = PROCESSORS.write().unwrap_or_else(PoisonError::into_inner);
+    for way in WAYS {
+        drive(way, test);
+    }
+}
+
 fn run(way: Way, test: fn(Way)) {
+    let _held = PROCESSORS.read().unwrap_or_else(PoisonError::into_inner);
+    drive(way, test);
+}
+
+fn drive(way: Way, test: fn(Way)) {
     let ended = within("the test", LIMIT, move || test(way));
     ended.inspect_err(|_| peer::kill_all()).unwrap();
 }
@@ -69,8 +92,8 @@ struct Kind {
     queues: u16,
     /// What its back end takes for a queue at most.
     size: u16,
-    /// A feature that its back end offers and cannot deal with.
-    refused: Option<u8>,
+    /// Features that its back end offers and cannot deal with alone.
+    refused: &'static [u8],
 }
 
 /// A guest with one device.
@@ -92,7 +115,7 @@ fn add(stand: &Stand, number: u32, way: Way, kind: Kind, peer: &Peer) -> Place {
     let config = VhostUserConfig {
         queues: kind.queues,
         queue_size: kind.size,
-        refuse_features: kind.refused.into_iter().collect(),
+        refuse_features: kind.refused.to_vec(),
         ..way.config(peer.socket(), kind.id)
     };
     let spec = DeviceSpec::VhostUser(config.validate().unwrap());

@@ -69,6 +69,36 @@ impl Peer {
         Peer::start("qemu-storage-daemon", socket, arguments.into())
     }
 
+    /// SPDK's vhost target with a raw image, to be written. It polls, as DPDK's
+    /// programs do.
+    pub fn spdk(stand: &Stand, image: &Path) -> Peer {
+        let path = |name: &str| stand.path(name).display().to_string();
+        let config = format!(
+            r#"{{"subsystems": [
+                {{"subsystem": "iobuf", "config": [{{"method": "iobuf_set_options",
+                    "params": {{"small_pool_count": 1024, "large_pool_count": 128}}}}]}},
+                {{"subsystem": "bdev", "config": [{{"method": "bdev_aio_create",
+                    "params": {{"name": "image", "block_size": 512, "filename": "{}"}}}}]}},
+                {{"subsystem": "vhost_blk", "config": [{{"method": "vhost_create_blk_controller",
+                    "params": {{"ctrlr": "spdk.sock", "dev_name": "image"}}}}]}}
+            ]}}"#,
+            image.display()
+        );
+        fs::write(stand.path("spdk.json"), config).unwrap();
+        let arguments = [
+            "--no-huge".into(),
+            "--mem-size=512".into(),
+            "--no-pci".into(),
+            "--cpumask=0x1".into(),
+            // one that was killed, and another test's
+            "--disable-cpumask-locks".into(),
+            format!("--rpc-socket={}", path("spdk.rpc")),
+            format!("-S{}", path("")),
+            format!("--config={}", path("spdk.json")),
+        ];
+        Peer::start("spdk-vhost", stand.path("spdk.sock"), arguments.into())
+    }
+
     /// virtiofsd with a directory, which the guest knows as `shared`.
     pub fn virtiofsd(stand: &Stand, directory: &Path) -> Peer {
         let socket = stand.path("fs.sock");
@@ -134,6 +164,30 @@ impl Peer {
         ];
         let socket = stand.path("console.sock0");
         Peer::start("vhost-device-console", socket, arguments.into())
+    }
+
+    /// DPDK's testpmd with one port, which sends every frame back to where it
+    /// came from. It polls: a processor is its own as long as it runs.
+    pub fn testpmd(stand: &Stand) -> Peer {
+        let socket = stand.path("net.sock");
+        let arguments = [
+            // a thread for commands and one that forwards, on whatever processors
+            "--lcores=0@0,1@1",
+            "--no-huge",
+            "-m128",
+            "--no-pci",
+            "--no-shconf",
+            "--no-telemetry",
+            &format!("--vdev=net_vhost0,iface={}", socket.display()),
+            "--",
+            "--total-num-mbufs=4096",
+            "--forward-mode=macswap",
+            "--auto-start",
+            // else it ends when its standard input does
+            "--stats-period=3600",
+        ];
+        let arguments = arguments.map(Into::into).into();
+        Peer::start("dpdk-testpmd", socket, arguments)
     }
 
     /// Starts it (again) and waits until it listens.

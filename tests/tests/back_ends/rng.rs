@@ -11,7 +11,7 @@ const RNG: Kind = Kind {
     id: 4,
     queues: 1,
     size: 256,
-    refused: None,
+    refused: &[],
 };
 
 fn drive(served: &Served) -> VirtIORng<GuestHal, Registers> {

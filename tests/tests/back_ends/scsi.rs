@@ -11,7 +11,7 @@ const SCSI: Kind = Kind {
     id: 8,
     queues: 3,
     size: 128,
-    refused: None,
+    refused: &[],
 };
 
 const BLOCK: usize = 512;

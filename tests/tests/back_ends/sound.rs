@@ -13,7 +13,7 @@ const SOUND: Kind = Kind {
     queues: 4,
     size: 64,
     // EVENT_IDX: it looks for ever at the events' queue, which it never empties
-    refused: Some(29),
+    refused: &[29],
 };
 
 const PERIOD: u32 = 1024;

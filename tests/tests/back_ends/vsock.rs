@@ -16,7 +16,7 @@ const SOCKET: Kind = Kind {
     id: 19,
     queues: 3,
     size: 256,
-    refused: None,
+    refused: &[],
 };
 
 const CID: u64 = 3;

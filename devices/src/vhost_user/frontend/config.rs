@@ -34,7 +34,7 @@ pub enum CopyBack {
     #[default]
     Declared,
     /// All of it, zeroes where the back end has written nothing: for back ends
-    /// that declare less than they wrote.
+    /// that declare less than they wrote, or more than they could have.
     Whole,
 }
 

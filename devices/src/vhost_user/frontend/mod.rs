@@ -76,6 +76,7 @@ mod foreign;
 mod greeting;
 mod handler;
 mod line;
+mod pauses;
 mod peer;
 mod pool;
 mod semantics;

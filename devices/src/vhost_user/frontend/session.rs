@@ -26,16 +26,11 @@ use rustix::io::Errno;
 use super::error::SessionError;
 use super::foreign::tell_loss;
 use super::greeting::connect;
+use super::pauses::Pauses;
 use super::shared::Shared;
 use super::wire::timespec;
 use crate::virtio::counters::add;
 use crate::virtio::worker::with_causes;
-
-/// How long a back end that is not there is left alone, at first and at most.
-const RETRY: Duration = Duration::from_millis(20);
-const RETRY_MAX: Duration = Duration::from_secs(1);
-/// How long one at most that is there and goes at once, each time.
-const FLEETING_MAX: Duration = Duration::from_secs(10);
 
 /// How often a worker that leaves is freed of a back end's doings.
 pub(super) const FREEING: Duration = Duration::from_millis(10);
@@ -60,28 +55,24 @@ impl Session {
 
     /// Runs until the device is taken away.
     pub(super) fn run(mut self) {
-        let (mut pause, mut most) = (RETRY, RETRY_MAX);
+        let mut pauses = Pauses::new();
         loop {
             let shared = Arc::clone(&self.shared);
-            let end = match connect(&shared) {
+            let (end, pause) = match connect(&shared) {
                 Ok(mut connection) => {
                     self.note_connected();
                     let begun = Instant::now();
                     let end = connection.serve();
                     connection.lose();
-                    let stayed = begun.elapsed() >= RETRY_MAX;
-                    (pause, most) = match stayed {
-                        true => (RETRY, RETRY_MAX),
-                        false => (pause, FLEETING_MAX),
-                    };
+                    let pause = pauses.after_connection(begun.elapsed());
                     drop(connection);
                     shared.lose_guest_rings();
                     tell_loss(&shared);
                     add(&shared.stats.lost, 1);
                     self.away = Instant::now();
-                    end
+                    (end, pause)
                 }
-                Err(error) => error,
+                Err(error) => (error, pauses.after_none()),
             };
             if matches!(end, SessionError::Quit) {
                 return;
@@ -90,7 +81,6 @@ impl Session {
             if self.rest(pause) {
                 return;
             }
-            pause = pause.saturating_mul(2).min(most);
         }
     }
 
