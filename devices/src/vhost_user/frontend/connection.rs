@@ -7,6 +7,8 @@ use std::sync::Arc;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 
+#[cfg(any(test, fuzzing))]
+use super::by_hand;
 use super::config::ConfigWrites;
 use super::error::SessionError;
 use super::features;
@@ -70,8 +72,10 @@ impl Connection<'_> {
                 .calls()
                 .map(|call| PollFd::from_borrowed_fd(call, PollFlags::IN)),
         );
-        let patience = self.leaving.then(|| timespec(FREEING));
-        match poll(&mut polled, patience.as_ref()) {
+        let patience = self.leaving.then_some(FREEING);
+        #[cfg(any(test, fuzzing))]
+        let patience = by_hand::patience(by_hand::Pause::Idle, patience);
+        match poll(&mut polled, patience.map(timespec).as_ref()) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(errno) => return Err(SessionError::Host("memory to wait", errno.into())),
         }
