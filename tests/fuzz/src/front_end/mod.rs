@@ -20,7 +20,6 @@ mod guest;
 mod hands;
 mod model;
 mod odd;
-mod script;
 
 use std::cell::RefCell;
 use std::collections::HashSet;
@@ -35,7 +34,8 @@ use back_end::{BackEnd, Character, VERSION};
 use guest::{Guest, Piece, RINGS};
 use hands::Hands;
 use odd::{Odd, Spoken};
-use script::{Record, Script};
+
+use crate::script::{Record, Script};
 
 /// Descriptors of the back end's ring: fewer than the guest's has, so that
 /// requests wait.
