@@ -20,7 +20,7 @@ use super::back_end::BackEnd;
 use super::model::{Chain, Lane};
 
 /// Pages of guest memory, of which the first are for rings.
-const PAGES: u64 = 40;
+const PAGES: u64 = 72;
 const RING_PAGES: u64 = 6;
 const PAGE: u64 = 4096;
 /// Descriptors of the guest's ring: more than the back end's has.

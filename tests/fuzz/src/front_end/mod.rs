@@ -49,6 +49,8 @@ const WORKER_SLEEPS: u8 = 0x40;
 /// Buffers of a request that takes a sixteenth of the pool: a page each, and one
 /// for their table.
 const SIXTEENTH: usize = 15;
+/// Bytes of a quarter of the pool: the longest buffer that there is.
+const QUARTER: u32 = 1 << 18;
 
 /// What a story is at.
 enum Stage {
@@ -299,16 +301,23 @@ impl World {
         if !lane.hands.borrow().indirect {
             return;
         }
-        for _ in 0..SHADOW {
-            let offered = guest.offer(&[long_piece(); SIXTEENTH]);
-            assert!(offered, "there is memory");
+        // page by page, and then in buffers for which no page may be kept
+        let pages = [long_piece(); SIXTEENTH];
+        let quarters = [Piece {
+            len: QUARTER,
+            ..long_piece()
+        }; 4];
+        for (count, chain) in [(usize::from(SHADOW), &pages[..]), (1, &quarters)] {
+            for _ in 0..count {
+                assert!(guest.offer(chain), "there is memory");
+            }
+            guest.turn(&self.back_end);
+            let flights = guest.lane.as_ref().map_or(0, |lane| lane.flights.len());
+            assert_eq!(flights, count, "a part of the pool is lost");
+            use_all(guest, 0);
+            guest.turn(&self.back_end);
+            assert_eq!(guest.open(), 0, "a flood is served");
         }
-        guest.turn(&self.back_end);
-        let flights = guest.lane.as_ref().map_or(0, |lane| lane.flights.len());
-        assert_eq!(flights, usize::from(SHADOW), "a part of the pool is lost");
-        use_all(guest, 0);
-        guest.turn(&self.back_end);
-        assert_eq!(guest.open(), 0, "a flood is served");
     }
 }
 
