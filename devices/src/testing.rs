@@ -26,8 +26,8 @@ use std::time::Duration;
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use swiotlb::range::GRANT_BIT;
 use swiotlb::{
-    Access, Dma, Fault, GrantAddress, GrantMode, GrantPolicy, Grants, Kind, Options, PAGE_SIZE,
-    Range, RingMapping, Settings,
+    Dma, Fault, GrantAddress, GrantMode, GrantPolicy, Kind, Options, PAGE_SIZE, Range, RingMapping,
+    Settings,
 };
 use virtio_bindings::virtio_ring::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
 use vm_memory::{

@@ -1,3 +1,5 @@
+use swiotlb::{Access, Grants};
+
 use super::*;
 use crate::virtio::features::{RING_INDIRECT_DESC, VERSION_1};
 

@@ -19,6 +19,8 @@ const PAGES: u64 = 256;
 const BYTES: u64 = (PAGES - 1) * 4096;
 /// Descriptors of a ring.
 const RING: u16 = 64;
+/// What is in memory that the device has not written.
+pub const UNWRITTEN: u8 = 0xa5;
 /// What the transport negotiates besides.
 const TRANSPORT: u64 = VERSION_1 | RING_INDIRECT_DESC;
 
@@ -45,6 +47,16 @@ pub enum Piece {
 struct Offered {
     room: u64,
     readable: Vec<(u64, Vec<u8>)>,
+    /// Room whose bytes are the device's answer: address and length.
+    rooms: Vec<(u64, usize)>,
+}
+
+/// What the driver finds in a chain that is used.
+pub struct Answer {
+    /// Bytes that the device says it has written.
+    pub written: u32,
+    /// All that it may have written.
+    pub bytes: Vec<u8>,
 }
 
 struct Queue {
@@ -64,6 +76,7 @@ pub struct Driver {
     queues: Vec<Option<Queue>>,
     features: u64,
     left: u64,
+    answer: Option<Answer>,
 }
 
 impl Driver {
@@ -76,6 +89,7 @@ impl Driver {
             device,
             queues: Vec::new(),
             left: BYTES,
+            answer: None,
         };
         driver.start();
         driver
@@ -146,6 +160,19 @@ impl Driver {
         self.serve(index);
     }
 
+    /// Offers a chain, has it served, and returns what has come of it if it is
+    /// done by then.
+    pub fn ask(&mut self, index: usize, pieces: &[Piece]) -> Option<Answer> {
+        self.answer = None;
+        self.offer(index, pieces);
+        self.answer.take()
+    }
+
+    /// What was used last since this was asked.
+    pub fn take_answer(&mut self) -> Option<Answer> {
+        self.answer.take()
+    }
+
     /// Puts a piece into memory.
     fn place(&mut self, piece: &Piece, offered: &mut Offered) -> Option<Buffer> {
         let (bytes, room, granted) = match piece {
@@ -175,6 +202,8 @@ impl Driver {
             self.ram.write(address, bytes);
             offered.readable.push((address, bytes.clone()));
         } else {
+            self.ram.write(address, &vec![UNWRITTEN; len as usize]);
+            offered.rooms.push((address, len as usize));
             offered.room += len;
         }
         let address = match granted {
@@ -226,6 +255,12 @@ impl Driver {
                 "{written} bytes are said to be written into {}",
                 offered.room
             );
+            let rooms = offered.rooms.iter();
+            let bytes = rooms.flat_map(|(address, len)| self.ram.read(*address, *len));
+            self.answer = Some(Answer {
+                written,
+                bytes: bytes.collect(),
+            });
             for (address, bytes) in offered.readable {
                 assert!(
                     self.ram.read(address, bytes.len()) == bytes,

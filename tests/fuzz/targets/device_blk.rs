@@ -1,4 +1,4 @@
 //! Requests of a disk.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|story: fuzz::blk::Story| fuzz::blk::play(story));
+libfuzzer_sys::fuzz_target!(|input: &[u8]| fuzz::blk::play(input));

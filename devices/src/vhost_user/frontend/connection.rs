@@ -7,6 +7,8 @@ use std::sync::Arc;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 
+#[cfg(any(test, fuzzing))]
+use super::by_hand;
 use super::config::ConfigWrites;
 use super::error::SessionError;
 use super::features;
@@ -74,8 +76,9 @@ impl Connection<'_> {
             true => Some(FREEING),
             false => self.direct.patience(),
         };
-        let patience = patience.map(timespec);
-        match poll(&mut polled, patience.as_ref()) {
+        #[cfg(any(test, fuzzing))]
+        let patience = by_hand::patience(by_hand::Pause::Idle, patience);
+        match poll(&mut polled, patience.map(timespec).as_ref()) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(errno) => return Err(SessionError::Host("memory to wait", errno.into())),
         }

@@ -9,6 +9,8 @@ use std::time::Duration;
 use thiserror::Error;
 use vmm_sys_util::eventfd::EventFd;
 
+#[cfg(any(test, fuzzing))]
+use super::by_hand::ByHand;
 use super::config::{Memory, VhostUserSpec};
 use super::error::SessionError;
 use super::features;
@@ -81,6 +83,21 @@ impl VhostUserDevice {
             session: Some(thread.map_err(OpenError::Host)?),
             shared,
         })
+    }
+
+    /// A device whose session its maker runs.
+    ///
+    /// # Errors
+    /// No event files.
+    #[cfg(any(test, fuzzing))]
+    pub fn by_hand(spec: VhostUserSpec) -> io::Result<(Self, ByHand)> {
+        let (shared, by_hand) = ByHand::new(spec)?;
+        let device = VhostUserDevice {
+            queue_sizes: vec![shared.spec.queue_size; usize::from(shared.spec.queues)],
+            session: None,
+            shared,
+        };
+        Ok((device, by_hand))
     }
 
     pub(super) fn shared(&self) -> &Shared {

@@ -67,6 +67,8 @@
 //!
 //! Specification: QEMU `docs/interop/vhost-user.rst`.
 
+#[cfg(any(test, fuzzing))]
+pub mod by_hand;
 pub mod config;
 mod connection;
 mod device;

@@ -263,6 +263,21 @@ mod tests {
     }
 
     #[test]
+    fn a_ring_is_as_new_for_whoever_has_it_next() {
+        let pool = pool(2);
+        let first = pool.queue(1).unwrap();
+        let bytes = first.rings.slice(0, first.layout.len).unwrap();
+        bytes.copy_from(&vec![0xee_u8; bytes.len()]);
+
+        let next = pool.queue(1).unwrap();
+        let bytes = next.rings.slice(0, next.layout.len).unwrap();
+        let mut found = vec![1_u8; bytes.len()];
+        bytes.copy_to(&mut found);
+
+        assert!(found.iter().all(|byte| *byte == 0));
+    }
+
+    #[test]
     fn its_file_can_be_cut_by_nobody() {
         let pool = pool(1);
         let file = pool.file().unwrap();

@@ -23,6 +23,8 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 
+#[cfg(any(test, fuzzing))]
+use super::by_hand;
 use super::error::SessionError;
 use super::foreign::tell_loss;
 use super::greeting::connect;
@@ -114,6 +116,8 @@ impl Session {
     /// Leaves the back end alone for a while, and longer where it has broken
     /// the rules: until the device is reset. True: the session ends.
     fn rest(&self, pause: Duration) -> bool {
+        #[cfg(any(test, fuzzing))]
+        let pause = by_hand::at_once(pause);
         let mut begun = Instant::now();
         loop {
             let left = pause.saturating_sub(begun.elapsed());
@@ -122,9 +126,12 @@ impl Session {
                 true => left.min(FREEING),
                 false => left,
             };
+            let now = Some(now.max(FREEING));
+            #[cfg(any(test, fuzzing))]
+            let now = by_hand::patience(by_hand::Pause::Away, now);
             let end = poll(
                 &mut [PollFd::new(&self.shared.quit, PollFlags::IN)],
-                Some(&timespec(now.max(FREEING))),
+                now.map(timespec).as_ref(),
             );
             if !matches!(end, Ok(0) | Err(Errno::INTR)) {
                 return true;

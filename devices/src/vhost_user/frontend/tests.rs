@@ -1,6 +1,7 @@
 //! The front end before back ends of which each word and each byte in the
 //! shadow ring is the test's.
 
+mod by_hand;
 mod config_space;
 mod foreign;
 mod hostile;

@@ -16,6 +16,8 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
 
+#[cfg(any(test, fuzzing))]
+use super::by_hand;
 use super::error::SessionError;
 use crate::virtio::bell::Bell;
 
@@ -110,6 +112,8 @@ impl Wire {
                 Err(errno) => return Err(failed(request, errno)),
             }
         }
+        #[cfg(any(test, fuzzing))]
+        by_hand::others(by_hand::Pause::Told);
         Ok(())
     }
 

@@ -1,6 +1,7 @@
-//! The back end: a thread that answers messages, mostly as it should, and hands
-//! that change the memory that it was given.
+//! A back end's words: it answers each message as it should, but for those that
+//! a story has something else for.
 
+use std::cell::RefCell;
 use std::fs::File;
 use std::io::{IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
@@ -8,163 +9,113 @@ use std::net::Shutdown;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
-use std::thread::JoinHandle;
+use std::rc::Rc;
+use std::sync::Arc;
 
-use arbitrary::Arbitrary;
 use devices::virtio::features::{RING_EVENT_IDX, RING_INDIRECT_DESC, VERSION_1};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use tempfile::TempDir;
 use vhost::vhost_user::message::FrontendReq;
-use vm_memory::{Bytes, FileOffset, MmapRegion, VolatileMemory};
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
+use super::SHADOW;
+use super::hands::Hands;
+use super::odd::{Odd, Spoken, may_go_on};
+
 /// Bytes of a message's head: request, flags, size.
-const HEAD: usize = 12;
-const VERSION: u32 = 1;
-const REPLY: u32 = 1 << 2 | VERSION;
+pub const HEAD: usize = 12;
+pub const VERSION: u32 = 1;
+pub const REPLY: u32 = 1 << 2 | VERSION;
 const NEED_REPLY: u32 = 1 << 3;
 /// VHOST_USER_F_PROTOCOL_FEATURES
 const PROTOCOL_FEATURES: u64 = 1 << 30;
+const REPLY_ACK: u64 = 1 << 3;
 /// MQ, REPLY_ACK, BACKEND_REQ, CONFIG, RESET_DEVICE
-const PROTOCOL: u64 = 1 << 0 | 1 << 3 | 1 << 5 | 1 << 9 | 1 << 13;
-/// The longest message that is taken.
-const BODY_MAX: u32 = 4096;
-/// Connections before nobody is there any more.
-const CONNECTIONS: usize = 3;
-/// Files with a message: more than are ever taken.
-const FILES: u8 = 10;
+const PROTOCOL: u64 = 1 << 0 | REPLY_ACK | 1 << 5 | 1 << 9 | 1 << 13;
+/// Features that a device type has to itself. virtio 1.3 §2.2
+pub const DEVICE: u64 = 0x00ff_ffff | !((1 << 50) - 1);
+/// The most that a message has here.
+const MESSAGE_MAX: usize = HEAD + 300;
 
-/// What it is, and where it does not answer as it should.
-#[derive(Arbitrary, Debug)]
+/// What it is.
+#[derive(Clone, Copy, Debug)]
 pub struct Character {
-    event_idx: bool,
-    indirect: bool,
-    /// Protocol features that it does not have.
-    lacks: u16,
-    config: u8,
-    /// What it says at messages of these numbers; most are beyond the last one.
-    odd: Vec<(u8, Answer)>,
-    /// Some come back when their connection has ended; each costs a while.
-    returns: u8,
-    /// With some the memory changes while it is read.
-    races: u8,
+    pub features: u64,
+    /// Protocol features that it has.
+    pub protocol: u64,
+    /// Each byte of its configuration space, and how many it has.
+    pub config: u8,
+    pub config_len: usize,
 }
 
 impl Character {
-    /// Whether it can only be served.
-    pub fn is_honest(&self) -> bool {
-        self.odd.is_empty() && !self.races()
-    }
-
-    /// Whether it is gone for good when its first connection has ended.
-    fn ends(&self) -> bool {
-        self.returns % 8 != 1
-    }
-
-    fn races(&self) -> bool {
-        self.races % 8 == 1
-    }
-
-    fn features(&self) -> u64 {
-        VERSION_1
-            | PROTOCOL_FEATURES
-            | if self.event_idx { RING_EVENT_IDX } else { 0 }
-            | if self.indirect { RING_INDIRECT_DESC } else { 0 }
-            | 1 << 5
+    /// One that lacks what `lacks` says.
+    pub fn new(lacks: u8, protocol: u8) -> Self {
+        let unless = |bit: u8, feature: u64| if lacks & bit == 0 { feature } else { 0 };
+        let without = |bit: u8, feature: u64| if protocol & bit == 0 { 0 } else { feature };
+        let lacking = without(1, 1) | without(2, REPLY_ACK) | without(4, 1 << 5);
+        Character {
+            features: VERSION_1
+                | unless(1, RING_EVENT_IDX)
+                | unless(2, RING_INDIRECT_DESC)
+                | unless(4, PROTOCOL_FEATURES)
+                | unless(8, 1 << 5)
+                | 1 << 9
+                | 1 << 55,
+            protocol: PROTOCOL & !(lacking | without(8, 1 << 9) | without(16, 1 << 13)),
+            config: 0x11,
+            config_len: if lacks & 16 == 0 { 256 } else { 60 },
+        }
     }
 }
 
-#[derive(Arbitrary, Clone, Debug)]
-enum Answer {
-    /// A number, in the form that is asked for.
-    Number(u64),
-    /// Anything, under the head that is asked for.
-    Body(Vec<u8>),
-    /// A configuration space.
-    Config(u32, u32, Vec<u8>),
-    Instead(Message),
-    /// Something more, before or behind the answer.
-    Before(Message),
-    Behind(Message),
-    /// A request on its own channel.
-    Channel(Message),
-    Bytes(Vec<u8>),
-    Ends,
-}
-
-/// A message with anything in it.
-#[derive(Arbitrary, Clone, Debug)]
-pub struct Message {
-    code: u8,
-    flags: Option<u32>,
-    size: Option<u32>,
-    body: Vec<u8>,
-    files: u8,
-}
-
-/// What it does by itself.
-#[derive(Arbitrary, Debug)]
-pub enum Deed {
-    /// Says that requests are done, and calls.
-    Use(Vec<(Id, Len)>),
-    /// Writes the used index, and calls.
-    Index(u16),
-    /// Writes anywhere into its memory.
-    Write(u32, Vec<u8>),
-    /// Fills all of it behind the rings.
-    Fill(u8),
-    /// Says when it wants to be kicked.
-    Event(u16),
-    Call,
-    /// Fills its kick.
-    Kick(u64),
-    Channel(Message),
-    Unasked(Message),
-    Ends,
-}
-
-#[derive(Arbitrary, Clone, Copy, Debug)]
-pub enum Id {
-    /// The request that came so many before the last one.
-    Recent(u8),
-    Any(u32),
-}
-
-#[derive(Arbitrary, Clone, Copy, Debug)]
-pub enum Len {
-    Some(u8),
-    /// All that there is room for, and so much more.
-    About(i8),
-    Any(u32),
-}
-
-/// What it has been given.
-#[derive(Default)]
-struct Given {
-    memory: Option<Arc<MmapRegion>>,
-    /// Its address in messages and descriptors.
-    base: u64,
-    /// Descriptors, used ring, available ring.
-    ring: [u64; 3],
-    kick: Option<File>,
-    call: Option<File>,
+/// A connection.
+struct Connection {
+    stream: UnixStream,
     channel: Option<UnixStream>,
-    connection: Option<UnixStream>,
-    used: u16,
-    open: bool,
-    over: bool,
+    /// What it has said its features are.
+    offered: u64,
+    protocol: u64,
+    greeted: bool,
+    memory: Option<Arc<(File, u64, u64, u64)>>,
+    ring: [u64; 3],
+    features: u64,
+    call: Option<File>,
+    /// It has said what ends a connection.
+    wrong: Option<Odd>,
 }
 
 /// See the module.
 pub struct BackEnd {
     _directory: TempDir,
     socket: PathBuf,
-    ends: bool,
-    given: Arc<Mutex<Given>>,
-    stop: Arc<AtomicBool>,
-    threads: Vec<JoinHandle<()>>,
+    listener: UnixListener,
+    connection: Option<Connection>,
+    pub character: Character,
+    /// What it says instead of the right answers, and after how many of those.
+    pub odd: Vec<(u8, Odd)>,
+    /// What the guest's driver uses.
+    pub guest: u64,
+    hands: Option<Rc<RefCell<Hands>>>,
+}
+
+/// What the front end says.
+pub struct Told {
+    pub code: u32,
+    pub flags: u32,
+    pub body: Vec<u8>,
+    pub files: Vec<OwnedFd>,
+}
+
+impl Told {
+    pub fn is(&self, request: FrontendReq) -> bool {
+        self.code == request as u32
+    }
+
+    fn long(&self, at: usize) -> u64 {
+        let (longs, _) = self.body.as_chunks::<8>();
+        longs.get(at).map_or(0, |long| u64::from_ne_bytes(*long))
+    }
 }
 
 impl BackEnd {
@@ -174,26 +125,16 @@ impl BackEnd {
         let directory = directory.expect("a directory");
         let socket = directory.path().join("socket");
         let listener = UnixListener::bind(&socket).expect("a socket");
-        let given = Arc::new(Mutex::new(Given::default()));
-        let stop = Arc::new(AtomicBool::new(false));
-        let mut threads = Vec::new();
-        let ends = character.ends();
-        if character.races() {
-            let seed = character.races.into();
-            let (given, stop) = (Arc::clone(&given), Arc::clone(&stop));
-            threads.push(std::thread::spawn(move || race(seed, &given, &stop)));
-        }
-        let (theirs, stopped) = (Arc::clone(&given), Arc::clone(&stop));
-        threads.push(std::thread::spawn(move || {
-            listen(&listener, &character, &theirs, &stopped);
-        }));
+        listener.set_nonblocking(true).expect("a socket");
         BackEnd {
             _directory: directory,
             socket,
-            ends,
-            given,
-            stop,
-            threads,
+            listener,
+            connection: None,
+            character,
+            odd: Vec::new(),
+            guest: 0,
+            hands: None,
         }
     }
 
@@ -201,355 +142,217 @@ impl BackEnd {
         &self.socket
     }
 
-    /// Whether nobody is there, or nobody will serve any more.
-    pub fn is_over(&self) -> bool {
-        let given = self.given();
-        given.over || self.ends && !given.open
+    /// The ring that it was given last.
+    pub fn hands(&self) -> Option<Rc<RefCell<Hands>>> {
+        self.hands.clone()
     }
 
-    fn given(&self) -> MutexGuard<'_, Given> {
-        self.given.lock().expect("nobody panics")
+    /// Ends the connection.
+    pub fn end(&mut self) {
+        self.connection = None;
     }
 
-    /// Does something; a back end that has not been given it cannot.
-    pub fn act(&mut self, deed: Deed) {
-        let mut given = self.given();
-        match deed {
-            Deed::Channel(message) => {
-                if let Some(channel) = &given.channel {
-                    message.send(channel);
-                }
-            }
-            Deed::Unasked(message) => {
-                if let Some(connection) = &given.connection {
-                    message.send(connection);
-                }
-            }
-            Deed::Ends => given.end(),
-            Deed::Kick(count) => {
-                if let Some(kick) = &mut given.kick {
-                    let _ = kick.write(&count.to_ne_bytes());
-                }
-            }
-            Deed::Call => given.call(),
-            Deed::Use(entries) => given.use_requests(&entries),
-            Deed::Index(index) => {
-                given.write(given.ring[1] + 2, &index.to_le_bytes());
-                given.call();
-            }
-            Deed::Write(at, bytes) => {
-                let size = given.memory.as_ref().map_or(1, |memory| memory.size());
-                let at = given.base + u64::from(at) % size as u64;
-                given.write(at, &bytes);
-            }
-            Deed::Fill(byte) => given.fill(byte),
-            Deed::Event(event) => {
-                let at = given.ring[1] + 4 + 8 * u64::from(super::SHADOW);
-                given.write(at, &event.to_le_bytes());
-            }
-        }
-    }
-}
-
-impl Drop for BackEnd {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::SeqCst);
-        self.given().end();
-        // nobody may listen any more
-        let _ = UnixStream::connect(&self.socket);
-        for thread in self.threads.drain(..) {
-            thread.join().expect("the back end is as it should be");
-        }
-    }
-}
-
-impl Given {
-    fn end(&mut self) {
-        if let Some(connection) = self.connection.take() {
-            let _ = connection.shutdown(Shutdown::Both);
+    /// Says something that nobody has asked for.
+    pub fn say(&mut self, spoken: &Spoken) {
+        if let Some(connection) = &self.connection {
+            spoken.send(&connection.stream);
         }
     }
 
-    fn call(&mut self) {
-        if let Some(call) = &mut self.call {
-            let _ = call.write(&1u64.to_ne_bytes());
-        }
-    }
-
-    fn offset(&self, address: u64) -> usize {
-        usize::try_from(address.wrapping_sub(self.base)).unwrap_or(usize::MAX)
-    }
-
-    fn write(&self, address: u64, bytes: &[u8]) {
-        let Some(memory) = &self.memory else { return };
-        if let Ok(slice) = memory.get_slice(self.offset(address), bytes.len()) {
-            slice.copy_from(bytes);
-        }
-    }
-
-    fn read(&self, address: u64) -> u16 {
-        let Some(memory) = &self.memory else { return 0 };
-        let slice = memory.get_slice(self.offset(address), 2);
-        let value = slice.and_then(|slice| slice.read_obj::<u16>(0));
-        value.unwrap_or(0)
-    }
-
-    fn fill(&self, byte: u8) {
-        let behind = self.ring[1] + 6 + 8 * u64::from(super::SHADOW);
-        let len = self.memory.as_ref().map_or(0, |memory| memory.size());
-        let len = len.saturating_sub(self.offset(behind));
-        self.write(behind, &vec![byte; len]);
-    }
-
-    fn read_u32(&self, address: u64) -> u32 {
-        u32::from(self.read(address)) | u32::from(self.read(address + 2)) << 16
-    }
-
-    /// Bytes that may be written for the request of a descriptor with a small
-    /// table, or of the first descriptor of a chain.
-    fn room(&self, id: u32) -> u32 {
-        let of = |at: u64| {
-            let writable = self.read(at + 12) & 2 != 0;
-            if writable { self.read_u32(at + 8) } else { 0 }
+    /// Says something on its own channel; or closes that.
+    pub fn ask(&mut self, spoken: Option<&Spoken>) {
+        let Some(connection) = &mut self.connection else {
+            return;
         };
-        let head = self.ring[0] + 16 * u64::from(id);
-        if self.read(head + 12) & 4 == 0 {
-            return of(head);
+        match (spoken, &mut connection.channel) {
+            (Some(spoken), Some(channel)) => {
+                spoken.send(channel);
+                // its answers
+                let _ = channel.read(&mut [0; 64]);
+            }
+            _ => connection.channel = None,
         }
-        let table = u64::from(self.read_u32(head)) | u64::from(self.read_u32(head + 4)) << 32;
-        let count = (self.read_u32(head + 8) / 16).min(12);
-        let rooms = (0..count).map(|at| of(table + 16 * u64::from(at)));
-        rooms.fold(0, u32::wrapping_add)
     }
 
-    fn use_requests(&mut self, entries: &[(Id, Len)]) {
-        let [_, used, avail] = self.ring;
-        let size = super::SHADOW;
-        let last = self.read(avail + 2);
-        for (id, len) in entries {
-            let id = match id {
-                Id::Recent(back) => {
-                    let at = last.wrapping_sub(1).wrapping_sub((*back).into()) % size;
-                    self.read(avail + 4 + 2 * u64::from(at)).into()
-                }
-                Id::Any(id) => *id,
-            };
-            let len = match len {
-                Len::Some(len) => (*len).into(),
-                Len::About(less) => self.room(id).wrapping_add_signed((*less).into()),
-                Len::Any(len) => *len,
-            };
-            let at = used + 4 + 8 * u64::from(self.used % size);
-            self.write(at, &[id.to_le_bytes(), len.to_le_bytes()].concat());
-            self.used = self.used.wrapping_add(1);
-        }
-        self.write(used + 2, &self.used.to_le_bytes());
-        self.call();
-    }
-}
-
-/// Changes memory while it is looked at, as far as there is any.
-fn race(mut random: u64, given: &Mutex<Given>, stop: &AtomicBool) {
-    while !stop.load(Ordering::SeqCst) {
-        random = random
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1);
-        let given = given.lock().expect("nobody panics");
-        let size = given.memory.as_ref().map_or(1, |memory| memory.size());
-        // mostly the rings
-        let most = if random & 3 == 0 { size as u64 } else { 1024 };
-        let at = (random >> 8) % most;
-        given.write(given.base + at, &[(random >> 56) as u8]);
-        drop(given);
-        std::thread::yield_now();
-    }
-}
-
-fn listen(listener: &UnixListener, character: &Character, given: &Mutex<Given>, stop: &AtomicBool) {
-    let mut number = 0;
-    for stream in listener.incoming().take(CONNECTIONS) {
-        if stop.load(Ordering::SeqCst) {
-            break;
-        }
-        let stream = stream.expect("a connection");
-        let mut now = given.lock().expect("nobody panics");
-        *now = Given {
-            connection: stream.try_clone().ok(),
-            open: true,
-            ..Given::default()
+    /// Hears what it was told, and answers.
+    pub fn hear(&mut self) {
+        let told = self.connection.as_ref();
+        let told = told.and_then(|connection| receive(&connection.stream));
+        let Some(mut told) = told.or_else(|| self.meet()) else {
+            return;
         };
-        drop(now);
-        converse(&stream, character, given, &mut number);
-        let _ = stream.shutdown(Shutdown::Both);
-        given.lock().expect("nobody panics").open = false;
-        if character.ends() {
-            break;
+        let Some(mut connection) = self.connection.take() else {
+            return;
+        };
+        let wrong = &connection.wrong;
+        assert!(wrong.is_none(), "{} goes on after {wrong:?}", told.code);
+        if let Some(hands) = connection.note(&mut told, self.guest) {
+            self.hands = Some(Rc::new(RefCell::new(hands)));
         }
-    }
-    given.lock().expect("nobody panics").over = true;
-}
-
-/// Takes messages until the connection ends.
-fn converse(stream: &UnixStream, character: &Character, given: &Mutex<Given>, number: &mut usize) {
-    while let Some(Told {
-        code,
-        flags,
-        body,
-        files,
-    }) = receive(stream)
-    {
-        let answer = match answer(character, code, &body) {
-            Some(body) => Some(body),
-            None if flags & NEED_REPLY != 0 => Some(vec![0; 8]),
+        let answer = connection.answer(&self.character, &told);
+        let odd = match answer {
+            Some(_) => self.next_odd(),
             None => None,
         };
-        note(
-            &mut given.lock().expect("nobody panics"),
-            code,
-            &body,
-            files,
-        );
-        let odd = character.odd.iter().take(4);
-        let now = *number;
-        *number += 1;
-        let odd = odd.filter(|(at, _)| usize::from(*at) == now);
-        let mut honest = answer.map(|body| Message::answer(code, body));
-        for (_, odd) in odd {
-            match odd.clone() {
-                Answer::Number(value) => {
-                    let bytes = value.to_ne_bytes().to_vec();
-                    honest = honest.map(|_| Message::answer(code, bytes));
-                }
-                Answer::Body(bytes) => honest = honest.map(|_| Message::answer(code, bytes)),
-                Answer::Config(at, size, bytes) => {
-                    let words = [at, size, 0].map(u32::to_ne_bytes).concat();
-                    honest = honest.map(|_| Message::answer(code, [words, bytes].concat()));
-                }
-                Answer::Instead(message) => honest = Some(message),
-                Answer::Before(message) => message.send(stream),
-                Answer::Behind(message) => {
-                    honest.take().inspect(|honest| honest.send(stream));
-                    message.send(stream);
-                }
-                Answer::Channel(message) => {
-                    let given = given.lock().expect("nobody panics");
-                    given.channel.as_ref().inspect(|to| message.send(to));
-                }
-                Answer::Bytes(bytes) => {
-                    let _ = (&*stream).write(&bytes);
-                    let _ = stream.shutdown(Shutdown::Write);
-                }
-                Answer::Ends => return,
+        let Some((body, odd)) = answer.map(|body| (body, odd.unwrap_or_default())) else {
+            self.connection = Some(connection);
+            return;
+        };
+        let said = odd.answer(&told, body);
+        if !may_go_on(&told, &said, !connection.greeted) {
+            connection.wrong = Some(odd);
+        } else if !connection.greeted {
+            let value = said[0].body[..].try_into();
+            connection.offered = value.map_or(0, u64::from_ne_bytes);
+            connection.greeted = true;
+        }
+        said.iter()
+            .for_each(|spoken| spoken.send(&connection.stream));
+        if odd.ends() {
+            let _ = connection.stream.shutdown(Shutdown::Both);
+        } else {
+            self.connection = Some(connection);
+        }
+    }
+
+    /// Takes the next connection, and hears its first words.
+    fn meet(&mut self) -> Option<Told> {
+        let (stream, _) = self.listener.accept().ok()?;
+        stream.set_nonblocking(true).expect("a socket");
+        let told = receive(&stream)?;
+        self.connection = Some(Connection {
+            stream,
+            channel: None,
+            offered: 0,
+            protocol: 0,
+            greeted: false,
+            memory: None,
+            ring: [0; 3],
+            features: 0,
+            call: None,
+            wrong: None,
+        });
+        Some(told)
+    }
+
+    /// What the story has for this answer.
+    fn next_odd(&mut self) -> Option<Odd> {
+        let due = self.odd.iter().position(|(left, _)| *left == 0);
+        let due = due.map(|at| self.odd.remove(at).1);
+        for (left, _) in &mut self.odd {
+            *left = left.saturating_sub(1);
+        }
+        due
+    }
+}
+
+impl Connection {
+    /// Takes what it is given, and looks whether it may be; a ring that it is to
+    /// serve is the answer.
+    fn note(&mut self, told: &mut Told, guest: u64) -> Option<Hands> {
+        let file = told.files.pop().map(File::from);
+        assert!(told.files.is_empty(), "one file and no other");
+        if told.is(FrontendReq::SET_PROTOCOL_FEATURES) {
+            self.protocol = told.long(0);
+        } else if told.is(FrontendReq::SET_OWNER) {
+            assert!(self.offered & VERSION_1 != 0, "it is of before virtio 1");
+        } else if told.is(FrontendReq::SET_FEATURES) {
+            self.features = told.long(0);
+            let rings = VERSION_1 | RING_EVENT_IDX | RING_INDIRECT_DESC | PROTOCOL_FEATURES;
+            let should = self.offered & (guest & DEVICE | rings);
+            assert_eq!(self.features, should, "other features than were offered");
+            assert_eq!(guest & DEVICE & !self.offered, 0, "the guest's are lacking");
+        } else if told.is(FrontendReq::SET_MEM_TABLE) {
+            assert_eq!((told.long(0), told.body.len()), (1, 40), "one region");
+            let file = file.expect("its file");
+            let (base, len, offset) = (told.long(1), told.long(2), told.long(4));
+            self.memory = Some(Arc::new((file, offset, base, len)));
+        } else if told.is(FrontendReq::SET_VRING_NUM) {
+            let [queue, size] = [told.long(0) as u32, (told.long(0) >> 32) as u32];
+            assert_eq!((queue, size), (0, SHADOW.into()), "the ring's size");
+        } else if told.is(FrontendReq::SET_VRING_ADDR) {
+            self.ring = [told.long(1), told.long(2), told.long(3)];
+        } else if told.is(FrontendReq::SET_VRING_CALL) {
+            self.call = file;
+        } else if told.is(FrontendReq::SET_VRING_KICK) {
+            let memory = self.memory.clone().expect("memory before a ring");
+            let has = |feature| self.features & feature != 0;
+            let features = [has(RING_EVENT_IDX), has(RING_INDIRECT_DESC)];
+            let mut hands = Hands::new(memory, self.ring, features);
+            (hands.kick, hands.call) = (file, self.call.take());
+            return Some(hands);
+        } else if told.is(FrontendReq::SET_BACKEND_REQ_FD) {
+            let channel = file.map(OwnedFd::from).map(UnixStream::from);
+            self.channel = channel;
+        }
+        None
+    }
+
+    /// The right answer, if one is wanted.
+    fn answer(&self, character: &Character, told: &Told) -> Option<Vec<u8>> {
+        let number = |value: u64| Some(value.to_ne_bytes().to_vec());
+        if told.is(FrontendReq::GET_FEATURES) {
+            number(character.features)
+        } else if told.is(FrontendReq::GET_PROTOCOL_FEATURES) {
+            number(character.protocol)
+        } else if told.is(FrontendReq::GET_QUEUE_NUM) {
+            number(1)
+        } else if told.is(FrontendReq::GET_VRING_BASE) {
+            Some([&told.body[..4], &[0; 4]].concat())
+        } else if told.is(FrontendReq::GET_CONFIG) {
+            let len = told.body.len() - HEAD;
+            if len > character.config_len {
+                return Some(Vec::new());
             }
+            Some([&told.body[..HEAD], &vec![character.config; len]].concat())
+        } else if told.flags & NEED_REPLY != 0 {
+            assert!(self.protocol & REPLY_ACK != 0, "nothing was agreed upon");
+            number(0)
+        } else {
+            None
         }
-        honest.inspect(|honest| honest.send(stream));
     }
 }
 
-impl Message {
-    fn answer(code: u32, body: Vec<u8>) -> Self {
-        Message {
-            code: u8::try_from(code).unwrap_or(0),
-            flags: Some(REPLY),
-            size: None,
-            body,
-            files: 0,
-        }
-    }
-
-    /// Says it. Who then waits for bytes that do not come hears that there are
-    /// none.
+impl Spoken {
     fn send(&self, to: &UnixStream) {
-        let len = self.body.len() as u32;
-        let size = self.size.unwrap_or(len);
-        let head = [self.code.into(), self.flags.unwrap_or(VERSION), size];
-        let bytes = [head.map(u32::to_ne_bytes).concat(), self.body.clone()].concat();
-        let files: Vec<File> = (0..self.files % FILES)
-            .map_while(|_| File::open("/dev/null").ok())
-            .collect();
-        let files: Vec<RawFd> = files.iter().map(AsRawFd::as_raw_fd).collect();
-        let _ = to.set_nonblocking(true);
-        let _ = to.send_with_fds(&[&bytes[..]], &files);
-        let _ = to.set_nonblocking(false);
-        if size > len && size <= BODY_MAX {
-            let _ = to.shutdown(Shutdown::Write);
+        let size = self.size.unwrap_or(self.body.len() as u32);
+        let head = [self.code, self.flags, size].map(u32::to_ne_bytes).concat();
+        let bytes = [head, self.body.clone()].concat();
+        if self.files == 0 {
+            let _ = (&*to).write(&bytes);
+            return;
         }
+        let file = File::open("/dev/null").expect("a file");
+        let files: Vec<RawFd> = vec![file.as_raw_fd(); self.files.into()];
+        let _ = to.send_with_fds(&[&bytes[..]], &files);
     }
 }
 
-/// What the front end says.
-struct Told {
-    code: u32,
-    flags: u32,
-    body: Vec<u8>,
-    files: Vec<OwnedFd>,
-}
-
+/// The message that has come; `None` if the front end has gone.
 fn receive(stream: &UnixStream) -> Option<Told> {
-    let mut head = [0; HEAD];
+    let mut bytes = [0; MESSAGE_MAX];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(8))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
-    let parts = &mut [IoSliceMut::new(&mut head)];
+    let parts = &mut [IoSliceMut::new(&mut bytes)];
     let got = recvmsg(stream, parts, &mut control, RecvFlags::CMSG_CLOEXEC).ok()?;
     let files = control.drain().filter_map(|message| match message {
         RecvAncillaryMessage::ScmRights(files) => Some(files),
         _ => None,
     });
     let files = files.flatten().collect();
-    if got.bytes == 0 {
-        return None;
-    }
-    let mut stream = stream;
-    stream.read_exact(head.get_mut(got.bytes..)?).ok()?;
+    let bytes = bytes.get(..got.bytes).filter(|bytes| !bytes.is_empty())?;
+    let (head, body) = bytes.split_at(HEAD);
     let word = |at: usize| u32::from_ne_bytes(head[at..at + 4].try_into().expect("four bytes"));
-    assert!(word(8) <= BODY_MAX, "the front end says too much");
-    let mut body = vec![0; word(8) as usize];
-    stream.read_exact(&mut body).ok()?;
+    assert_eq!(
+        word(8) as usize,
+        body.len(),
+        "a message is as long as it says"
+    );
     Some(Told {
         code: word(0),
         flags: word(4),
-        body,
+        body: body.to_vec(),
         files,
     })
-}
-
-fn answer(character: &Character, code: u32, body: &[u8]) -> Option<Vec<u8>> {
-    let is = |request: FrontendReq| code == request as u32;
-    let number = |value: u64| Some(value.to_ne_bytes().to_vec());
-    if is(FrontendReq::GET_FEATURES) {
-        number(character.features())
-    } else if is(FrontendReq::GET_PROTOCOL_FEATURES) {
-        number(PROTOCOL & !u64::from(character.lacks))
-    } else if is(FrontendReq::GET_QUEUE_NUM) {
-        number(1)
-    } else if is(FrontendReq::GET_VRING_BASE) {
-        Some([&body[..4], &[0; 4]].concat())
-    } else if is(FrontendReq::GET_CONFIG) {
-        Some([&body[..HEAD], &vec![character.config; body.len() - HEAD]].concat())
-    } else {
-        None
-    }
-}
-
-fn note(given: &mut Given, code: u32, body: &[u8], files: Vec<OwnedFd>) {
-    let is = |request: FrontendReq| code == request as u32;
-    let (longs, _) = body.as_chunks::<8>();
-    let long = |at: usize| longs.get(at).map_or(0, |long| u64::from_ne_bytes(*long));
-    let file = files.into_iter().next();
-    if is(FrontendReq::SET_MEM_TABLE) {
-        assert_eq!((long(0), body.len()), (1, 40), "one region and no other");
-        given.base = long(1);
-        let file = FileOffset::new(file.expect("its file").into(), long(4));
-        let len = usize::try_from(long(2)).expect("its length");
-        given.memory = MmapRegion::from_file(file, len).ok().map(Arc::new);
-    } else if is(FrontendReq::SET_VRING_ADDR) {
-        given.ring = [long(1), long(2), long(3)];
-        given.used = 0;
-    } else if is(FrontendReq::SET_VRING_KICK) {
-        given.kick = file.map(File::from);
-    } else if is(FrontendReq::SET_VRING_CALL) {
-        given.call = file.map(File::from);
-    } else if is(FrontendReq::SET_BACKEND_REQ_FD) {
-        given.channel = file.map(UnixStream::from);
-    }
 }

@@ -1,369 +1,429 @@
 //! A back end without manners before a guest's driver that has them: what it
 //! says in messages, and what it does to the memory that it is given.
 //!
-//! The queue is served on this thread as its worker serves it, and after every
-//! turn the guest's memory is what it was, but for the used ring and for the
-//! bytes that a used entry declares of a request that was open. At the end the
-//! device can be taken away, nothing of the guest's is held, and another device
-//! of the same guest serves it.
+//! Session, worker, driver and back end move in turn on this thread: nothing
+//! waits, and what happens depends on the input alone. By default everything
+//! goes as it should, up to requests that are served; an input's records are
+//! what happens besides ([`script`]).
+//!
+//! Before each turn of the worker it is told from the ring what must come of it
+//! ([`model`]): which requests are done, with how many bytes, and whether a rule
+//! is broken. Afterwards all of the guest's memory is compared ([`guest`]). What
+//! the back end is shown has to be what the driver offered, zeroed, in memory
+//! that nothing else uses. Nobody may speak with a back end any more that has
+//! given an answer that is none ([`odd`]). In the end a back end that does all it
+//! should serves everything that is open, and a pool of which nothing has been
+//! lost; and so it does after a reset, at least where a rule was broken.
 
 mod back_end;
+mod guest;
+mod hands;
+mod model;
+mod odd;
 
-use std::collections::HashMap;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::cell::RefCell;
+use std::collections::HashSet;
+use std::rc::Rc;
 
-use arbitrary::Arbitrary;
-use devices::rng::{RngConfig, RngDevice};
-use devices::testing::{Buffer, DriverRing, GuestRam, Line};
+use devices::vhost_user::frontend::by_hand::Pause;
 use devices::vhost_user::frontend::config::{AfterRestart, CopyBack};
 use devices::vhost_user::frontend::{VhostUserConfig, VhostUserDevice};
-use devices::virtio::features::{RING_EVENT_IDX, RING_INDIRECT_DESC, VERSION_1};
-use devices::virtio::{ActiveQueue, Device, Notifier, QueueError, QueueHandler, Trial};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use devices::virtio::Device;
 
-use back_end::{BackEnd, Character, Deed};
+use back_end::{BackEnd, Character, VERSION};
+use guest::{Guest, Piece, RINGS};
+use hands::Hands;
+use odd::{Odd, Spoken};
 
-/// Pages of guest memory.
-const PAGES: u64 = 64;
-/// Descriptors of the guest's ring, and of the back end's: requests wait.
-const RING: u16 = 64;
+use crate::script::{Record, Script};
+
+/// Descriptors of the back end's ring: fewer than the guest's has, so that
+/// requests wait.
 const SHADOW: u16 = 16;
-/// Chains that a driver offers before it starts anew.
-const CHAINS: usize = 48;
-/// How often it does.
-const RINGS: usize = 3;
-/// Turns of a worker before it sleeps: more than what is open, each way.
-const TURNS: usize = 200;
-const GUEST: u64 = VERSION_1 | RING_INDIRECT_DESC | RING_EVENT_IDX;
-/// How long a back end is waited for that does all it should, and one that may
-/// not.
-const PATIENCE: Duration = Duration::from_secs(10);
-const DOUBT: Duration = Duration::from_millis(40);
+/// Rounds in which a back end that does all it should has served everything.
+const ROUNDS: usize = 24;
+/// A record whose number has this lets the session sleep afterwards; and with
+/// this the worker.
+const SESSION_SLEEPS: u8 = 0x80;
+const WORKER_SLEEPS: u8 = 0x40;
+/// Buffers of a request that takes a sixteenth of the pool: a page each, and one
+/// for their table.
+const SIXTEENTH: usize = 15;
+/// Bytes of a quarter of the pool: the longest buffer that there is.
+const QUARTER: u32 = 1 << 18;
 
-/// What there is and what happens.
-#[derive(Arbitrary, Debug)]
-pub struct Story {
-    whole: bool,
-    resets: bool,
-    character: Character,
-    steps: Vec<Step>,
+/// What a story is at.
+enum Stage {
+    /// Its records.
+    Records,
+    /// Everything is to be served; so many rounds are left.
+    Serving(usize),
+    /// The same, behind a reset.
+    Again(usize),
+    Over,
 }
 
-#[derive(Arbitrary, Debug)]
-enum Step {
-    /// The driver offers a chain.
-    Offer(Vec<Piece>),
-    /// The back end does something.
-    Deed(Deed),
-    /// The driver writes to the configuration space, and reads it.
-    Config(u8, Vec<u8>),
-    /// The driver resets the device and brings it up again.
-    Restart,
-    /// The session has a moment for what it was told.
-    Moment,
-}
-
-#[derive(Arbitrary, Debug)]
-struct Piece {
-    len: u16,
-    writable: bool,
-    granted: bool,
-}
-
-/// A chain that the device has.
-struct Offered {
-    writable: Vec<Buffer>,
-    room: u64,
-}
-
-/// What the driver has of a queue.
-struct Active {
-    ring: DriverRing,
-    queue: ActiveQueue,
-    line: Arc<Line>,
-    handler: Box<dyn QueueHandler>,
-    offered: HashMap<u16, Offered>,
-    chains: usize,
-    broken: bool,
-}
-
-struct Guest {
-    ram: GuestRam,
-    device: VhostUserDevice,
-    active: Active,
-    whole: bool,
-    rings: usize,
-    left: u64,
+struct World {
+    script: Script,
+    stage: Stage,
+    back_end: BackEnd,
+    /// What it is at the end.
+    usual: Character,
+    guest: Option<Guest>,
+    /// Bytes that may stand in its configuration space.
+    known: HashSet<u8>,
+    floods: bool,
+    again: bool,
 }
 
 /// Plays a story; what it finds is a failed assertion, or an end that does not
 /// come.
-pub fn play(story: Story) {
-    let honest = story.character.is_honest();
-    let mut back_end = BackEnd::new(story.character);
+pub fn play(input: &[u8]) {
+    let mut script = Script::new(input);
+    let head = script.next().unwrap_or_default();
+    let usual = Character::new(head.a, head.b);
+    let back_end = BackEnd::new(usual);
+    let (whole, resets) = (head.what & 1 != 0, head.what & 2 != 0);
     let config = VhostUserConfig {
         queue_size: SHADOW,
         pool_mib: 1,
-        answer_timeout: 1,
-        copy_back: match story.whole {
-            true => CopyBack::Whole,
-            false => CopyBack::Declared,
+        copy_back: if whole {
+            CopyBack::Whole
+        } else {
+            CopyBack::Declared
         },
-        after_restart: match story.resets {
-            true => AfterRestart::Reset,
-            false => AfterRestart::Repeat,
+        after_restart: if resets {
+            AfterRestart::Reset
+        } else {
+            AfterRestart::Repeat
         },
         ..VhostUserConfig::new(back_end.socket(), 42)
     };
     let spec = config.validate().expect("a configuration");
-    let device = VhostUserDevice::open(spec).expect("a device");
-    if let Trial::Failed(why) = device.trial(PATIENCE) {
-        assert!(!honest, "a back end that can be used is refused: {why}");
-        return;
+    let (device, session) = VhostUserDevice::by_hand(spec).expect("a device");
+    let mut world = World {
+        script,
+        stage: Stage::Records,
+        back_end,
+        usual,
+        guest: Some(Guest::new(device, whole, resets)),
+        known: HashSet::from([0, usual.config]),
+        floods: head.what & 4 != 0,
+        again: head.what & 8 != 0,
+    };
+    // the first words have their oddities before they are said
+    for _ in 0..head.c % 16 {
+        if let Some(record) = world.script.next() {
+            world.arm(record);
+        }
     }
-    let mut guest = Guest::new(device, story.whole);
-    let other = Other::new(&guest.ram);
-    guest.await_back_end(&back_end, if honest { PATIENCE } else { DOUBT });
-    assert!(
-        !honest || guest.active.handler.room() > 0,
-        "it never serves"
-    );
-    for step in story.steps {
-        guest.step(step, &mut back_end);
-        guest.turn();
-    }
-    guest.end();
-    other.serve();
+    session.run(move |pause| world.moves(pause));
 }
 
-impl Guest {
-    fn new(mut device: VhostUserDevice, whole: bool) -> Self {
-        let ram = GuestRam::new(PAGES);
-        let notifier = Arc::new(Notifier::new(Arc::new(Line::default())));
-        device.attach(&notifier, EventFd::new(EFD_NONBLOCK).expect("an event"));
-        let active = Active::new(&ram, &mut device);
-        Guest {
-            ram,
-            device,
-            active,
-            whole,
-            rings: 1,
-            // of which the rings and the other device have theirs
-            left: (PAGES - 1) * 4096 - RINGS as u64 * 4096 - 4096,
-        }
-    }
-
-    /// Waits until the queue is served, or nobody is there who would.
-    fn await_back_end(&mut self, back_end: &BackEnd, patience: Duration) {
-        let end = Instant::now() + patience;
-        while self.active.handler.room() == 0 && Instant::now() < end && !back_end.is_over() {
-            self.active.wait(Duration::from_millis(1));
-            self.turn();
-        }
-    }
-
-    fn step(&mut self, step: Step, back_end: &mut BackEnd) {
-        match step {
-            Step::Offer(pieces) => self.offer(&pieces),
-            Step::Deed(deed) => back_end.act(deed),
-            Step::Config(offset, bytes) => {
-                self.device.write_config(offset.into(), &bytes);
-                self.device.read_config(offset.into(), &mut [0; 40]);
-                self.device.features();
-                self.device.statistics();
-            }
-            Step::Restart if self.rings < RINGS => {
-                self.rings += 1;
-                let served = self.active.handler.room() > 0;
-                self.device.stopping(0);
-                self.active.stop();
-                self.device.reset();
-                self.active = Active::new(&self.ram, &mut self.device);
-                let patience = if served { DOUBT } else { Duration::ZERO };
-                self.await_back_end(back_end, patience);
-            }
-            Step::Restart => {}
-            Step::Moment => {
-                self.active.wait(Duration::from_millis(1));
-            }
-        }
-    }
-
-    fn offer(&mut self, pieces: &[Piece]) {
-        let pieces = pieces.get(..pieces.len().min(12)).unwrap_or_default();
-        // half of them are short
-        let most = |piece: &Piece| {
-            if piece.len.is_multiple_of(2) {
-                64
-            } else {
-                9000
-            }
-        };
-        let len = |piece: &Piece| u64::from(piece.len / 2 % most(piece)) + 1;
-        let pages = |piece: &Piece| len(piece).next_multiple_of(16) + 16;
-        let all: u64 = pieces.iter().map(pages).sum::<u64>() + 16 * pieces.len() as u64;
-        if pieces.is_empty() || all > self.left || self.active.chains == CHAINS {
+impl World {
+    fn moves(&mut self, pause: Pause) {
+        if pause == Pause::Told {
+            self.back_end.hear();
             return;
         }
-        self.left -= all;
-        self.active.chains += 1;
-        let mut buffers = Vec::new();
-        for writable in [false, true] {
-            for piece in pieces.iter().filter(|piece| piece.writable == writable) {
-                let byte = if writable { 0x55 } else { 0x33 };
-                let address = self.ram.alloc_bytes(&vec![byte; len(piece) as usize]);
-                self.ram.alloc(16);
-                buffers.push(Buffer {
-                    address: match piece.granted {
-                        true => GuestRam::granted(address),
-                        false => address,
-                    },
-                    len: len(piece) as u32,
-                    writable,
-                });
+        let Some(mut guest) = self.guest.take() else {
+            return;
+        };
+        if let (Stage::Again(rounds), Pause::Away, false) = (&mut self.stage, pause, guest.is_up())
+        {
+            // its driver comes up when there is a back end again: one that is
+            // another device than the last one may be it from then on
+            assert!(*rounds > 0, "no back end comes back");
+            *rounds -= 1;
+            self.guest = Some(guest);
+            return;
+        }
+        if !guest.is_up() {
+            guest.start(&mut self.back_end);
+            guest.offer(&[readable(40), writable(300)]);
+        }
+        match self.stage {
+            Stage::Records => self.play_records(&mut guest),
+            Stage::Serving(rounds) => self.serve_all(&mut guest, rounds, false),
+            Stage::Again(rounds) => self.serve_all(&mut guest, rounds, true),
+            Stage::Over => return,
+        }
+        // the session ends when the device is gone
+        if !matches!(self.stage, Stage::Over) {
+            self.guest = Some(guest);
+        }
+    }
+
+    fn play_records(&mut self, guest: &mut Guest) {
+        loop {
+            let Some(record) = self.script.next() else {
+                self.back_end.odd.clear();
+                self.back_end.character = self.usual;
+                self.stage = Stage::Serving(ROUNDS);
+                return;
+            };
+            self.play_one(guest, record);
+            if record.what & WORKER_SLEEPS == 0 {
+                guest.turn(&self.back_end);
+            }
+            if record.what & SESSION_SLEEPS == 0 {
+                return;
             }
         }
-        let head = self.active.ring.add_indirect(&buffers);
-        let writable = buffers.into_iter().filter(|buffer| buffer.writable);
-        let writable: Vec<Buffer> = writable.collect();
-        let room = writable.iter().map(|buffer| u64::from(buffer.len)).sum();
-        self.active.offered.insert(head, Offered { writable, room });
     }
 
-    /// What a queue's worker does until it sleeps, and what may come of it.
-    fn turn(&mut self) {
-        let size = (PAGES * 4096) as usize;
-        let mut before = self.ram.read(0, size);
-        if !self.active.broken {
-            self.active.broken = self.active.serve().is_err();
-        }
-        let after = self.ram.read(0, size);
-        let mut may_differ = |address: u64, len: u64| {
-            let at = address as usize..(address + len) as usize;
-            before[at.clone()].copy_from_slice(&after[at]);
-        };
-        let layout = self.active.ring.layout();
-        may_differ(layout.used, layout.used_len().into());
-        for (head, len) in self.active.ring.used() {
-            let offered = self.active.offered.remove(&head);
-            let offered = offered.expect("what is used was offered, and once");
-            assert!(
-                u64::from(len) <= offered.room,
-                "more than there is room for"
-            );
-            let mut left = if self.whole { offered.room } else { len.into() };
-            for buffer in offered.writable {
-                let now = left.min(buffer.len.into());
-                may_differ(buffer.address & !(1 << 63), now);
-                left -= now;
+    fn play_one(&mut self, guest: &mut Guest, record: Record) {
+        let Record { a, b, c, .. } = record;
+        match record.what % 16 {
+            0 => {}
+            1 | 2 => {
+                guest.offer(&pieces(record));
             }
-        }
-        assert!(
-            before == after,
-            "a byte that nobody may write is another one"
-        );
-        assert_eq!(self.ram.lent(), 0, "nothing of the guest's is held");
-    }
-
-    fn end(mut self) {
-        self.device.stopping(0);
-        self.active.stop();
-        self.device.reset();
-    }
-}
-
-impl Active {
-    fn new(ram: &GuestRam, device: &mut VhostUserDevice) -> Self {
-        let ring = DriverRing::new(ram, RING);
-        device.activate(&[0]);
-        let (queue, line) = ring.activate(GUEST);
-        let features = GUEST | device.features();
-        Active {
-            ring,
-            queue,
-            line,
-            handler: device.start_queue(0, features).expect("a queue"),
-            offered: HashMap::new(),
-            chains: 0,
-            broken: false,
-        }
-    }
-
-    /// Whether the handler's event comes within `patience`.
-    fn wait(&self, patience: Duration) -> bool {
-        let event = self.handler.event().expect("an event");
-        let patience = Timespec {
-            tv_sec: 0,
-            tv_nsec: patience.subsec_nanos().into(),
-        };
-        let mut polled = [PollFd::from_borrowed_fd(event, PollFlags::IN)];
-        poll(&mut polled, Some(&patience)).is_ok_and(|count| count > 0)
-    }
-
-    fn serve(&mut self) -> Result<(), QueueError> {
-        let (queue, handler) = (&mut self.queue, &mut self.handler);
-        let polled = PollFd::from_borrowed_fd(handler.event().expect("an event"), PollFlags::IN);
-        if poll(&mut [polled], Some(&Timespec::default())).is_ok_and(|count| count > 0) {
-            handler.advance(queue)?;
-            queue.notify()?;
-        }
-        for _ in 0..TURNS {
-            queue.kicks_off()?;
-            while handler.room() > 0 {
-                let chains = queue.take(handler.room())?;
-                if chains.is_empty() {
-                    break;
+            3 => {
+                guest.offer(&vec![long_piece(); usize::from(a % 40) + 1]);
+            }
+            4 | 5 => use_one(guest, record),
+            6 => use_all(guest, a),
+            7 => on_ring(guest, |hands| {
+                hands.next = hands.next.wrapping_add_signed((a as i8).into());
+                hands.show();
+            }),
+            8 => on_ring(guest, |hands| {
+                hands.scribble(record.word(), &vec![c; usize::from(c % 16) + 1]);
+            }),
+            9 => on_ring(guest, |hands| hands.fill(a)),
+            10 => on_ring(guest, |hands| hands.set_event(c.into(), record.word())),
+            11 => {
+                let bytes = vec![c; usize::from(b % 9)];
+                self.known.insert(c);
+                guest.device().write_config(a.into(), &bytes);
+                guest.read_config(&self.known);
+            }
+            12 => self.arm(record),
+            13 => self.speak(record),
+            14 => {
+                // it comes back, perhaps as another one
+                self.back_end.end();
+                self.back_end.character.features ^= u64::from(c & 1) << 9 | u64::from(c & 2) << 4;
+                self.back_end.character.features ^= u64::from(c & 4) << 53;
+                self.known.insert(b);
+                if b != 0 {
+                    self.back_end.character.config = b;
                 }
-                handler.serve(queue, chains)?;
-                queue.notify()?;
             }
-            let has_come = handler.has_come() || handler.rest()?;
-            if has_come {
-                handler.serve(queue, Vec::new())?;
-                queue.notify()?;
+            _ if guest.rings + 1 < RINGS => {
+                guest.stop();
+                // the session may see that it was down, or not
+                if a & 1 == 0 {
+                    guest.start(&mut self.back_end);
+                }
             }
-            let full = handler.room() == 0;
-            if !has_come && (full || !queue.kicks_on()?) {
-                return Ok(());
-            }
-        }
-        panic!("it never rests");
-    }
-
-    /// Gives the queue back, as at a reset.
-    fn stop(&mut self) {
-        self.handler.settle(&mut self.queue);
-        assert!(
-            Arc::strong_count(&self.line) <= 2,
-            "the queue is elsewhere, too"
-        );
-    }
-}
-
-/// Another device of the same guest.
-struct Other {
-    ring: DriverRing,
-    buffer: Buffer,
-}
-
-impl Other {
-    fn new(ram: &GuestRam) -> Self {
-        Other {
-            ring: DriverRing::new(ram, 4),
-            buffer: Buffer::writable(ram.alloc(64), 64),
+            _ => {}
         }
     }
 
-    fn serve(mut self) {
-        let spec = RngConfig::default().validate().expect("a source");
-        let mut device = RngDevice::open(spec).expect("random numbers");
-        let (mut queue, _line) = self.ring.activate(VERSION_1);
-        let mut handler = device.start_queue(0, VERSION_1).expect("a queue");
-        let head = self.ring.add(&[self.buffer]);
-        let chains = queue.take(4).expect("a chain");
-        handler.serve(&mut queue, chains).expect("service");
-        assert_eq!(self.ring.used(), [(head, 64)], "another device is hurt");
+    /// Has an odd answer said: record.a answers from now on.
+    fn arm(&mut self, record: Record) {
+        self.known.extend([record.c, 0xff]);
+        self.back_end
+            .odd
+            .push((record.a, Odd::new(record.b, record.c)));
+    }
+
+    /// Says what nobody has asked for.
+    fn speak(&mut self, record: Record) {
+        let Record { a, b, c, .. } = record;
+        let mut spoken = Spoken {
+            // the configuration space has changed
+            code: 2,
+            flags: VERSION,
+            ..Spoken::default()
+        };
+        match a % 8 {
+            0 => {
+                self.back_end.character.config = c;
+                self.known.insert(c);
+            }
+            1 => spoken.flags |= 1 << 3,
+            2 => spoken.code = c.into(),
+            3 => spoken.flags = c.into(),
+            4 => spoken.size = Some(u32::from(c) << (b % 32)),
+            5 => spoken.body = vec![c; b.into()],
+            6 => spoken.files = c % 12,
+            _ => {
+                self.back_end.ask(None);
+                return;
+            }
+        }
+        match a & 8 {
+            0 => self.back_end.ask(Some(&spoken)),
+            _ => self.back_end.say(&spoken),
+        }
+    }
+
+    /// A back end that does all it should serves what is open, a full pool, and a
+    /// device that was reset.
+    fn serve_all(&mut self, guest: &mut Guest, rounds: usize, again: bool) {
+        guest.turn(&self.back_end);
+        use_all(guest, 0xff);
+        guest.turn(&self.back_end);
+        if guest.is_broken() || guest.needs_reset() {
+            assert!(!again, "a device that was reset is not served");
+            self.go_on(guest, true);
+            return;
+        }
+        if !guest.is_served() || guest.open() > 0 {
+            assert!(rounds > 0, "{} requests are never served", guest.open());
+            self.stage = match again {
+                true => Stage::Again(rounds - 1),
+                false => Stage::Serving(rounds - 1),
+            };
+            return;
+        }
+        if self.floods {
+            self.flood(guest);
+        }
+        self.go_on(guest, !again && self.again);
+    }
+
+    /// Has the device reset and served once more, or taken away.
+    fn go_on(&mut self, guest: &mut Guest, again: bool) {
+        guest.stop();
+        self.stage = Stage::Over;
+        if again {
+            self.stage = Stage::Again(ROUNDS);
+        }
+    }
+
+    /// All of the pool is there, if nothing of it was lost.
+    fn flood(&mut self, guest: &mut Guest) {
+        let lane = guest.lane.as_ref().expect("it is served");
+        if !lane.hands.borrow().indirect {
+            return;
+        }
+        // page by page, and then in buffers for which no page may be kept
+        let pages = [long_piece(); SIXTEENTH];
+        let quarters = [Piece {
+            len: QUARTER,
+            ..long_piece()
+        }; 4];
+        for (count, chain) in [(usize::from(SHADOW), &pages[..]), (1, &quarters)] {
+            for _ in 0..count {
+                assert!(guest.offer(chain), "there is memory");
+            }
+            guest.turn(&self.back_end);
+            let flights = guest.lane.as_ref().map_or(0, |lane| lane.flights.len());
+            assert_eq!(flights, count, "a part of the pool is lost");
+            use_all(guest, 0);
+            guest.turn(&self.back_end);
+            assert_eq!(guest.open(), 0, "a flood is served");
+        }
+    }
+}
+
+fn readable(len: u32) -> Piece {
+    Piece {
+        len,
+        writable: false,
+        granted: false,
+        again: false,
+    }
+}
+
+fn writable(len: u32) -> Piece {
+    Piece {
+        writable: true,
+        ..readable(len)
+    }
+}
+
+/// One that has a page to itself; all of a request are the same memory.
+fn long_piece() -> Piece {
+    Piece {
+        again: true,
+        ..readable(257)
+    }
+}
+
+/// Up to three buffers each way.
+fn pieces(record: Record) -> Vec<Piece> {
+    let Record { what, a, b, c } = record;
+    let (reads, writes) = (a & 3, a >> 2 & 3);
+    let granted = a & 16 != 0;
+    // short ones lie in a cell, long ones have pages
+    let len = |byte: u8, at: u8| {
+        let len = u32::from(byte) + u32::from(at) * 7 + 1;
+        if what % 16 == 2 { len * 33 } else { len }
+    };
+    let reads = (0..reads).map(|at| readable(len(b, at)));
+    let writes = (0..writes.max(u8::from(a & 3 == 0))).map(|at| writable(len(c, at)));
+    let pieces = reads.chain(writes);
+    pieces.map(|piece| Piece { granted, ..piece }).collect()
+}
+
+/// The back end uses one entry: of a request or of none, with a length that fits
+/// or not.
+fn use_one(guest: &mut Guest, record: Record) {
+    let Some(lane) = &mut guest.lane else { return };
+    let Record { what, a, b, c } = record;
+    let heads: Vec<u16> = lane.flights.keys().copied().collect();
+    let nth = |at: u8| heads.get(usize::from(at) % heads.len().max(1)).copied();
+    let known = u32::from(nth(a).unwrap_or(0));
+    let id = match a / 32 {
+        0..=3 => known,
+        4 => lane.past.into(),
+        5 => known + u32::from(SHADOW) * (u32::from(a % 32) + 1),
+        6 => known | 1 << (16 + a % 16),
+        _ => a.into(),
+    };
+    let open = u16::try_from(id).ok().and_then(|id| lane.flights.get(&id));
+    let room = open.map_or(0, |open| open.room() as u32);
+    let more = u32::from(c);
+    let len = match b % 8 {
+        0 => room,
+        1 => room.saturating_sub(more),
+        2 => more.min(room),
+        3 => room + more,
+        4 => room + (more << 4),
+        5 => more << 24 | room,
+        6 => more.wrapping_mul(0x0101_0101),
+        _ => 0,
+    };
+    let mut hands = lane.hands.borrow_mut();
+    for place in open.map_or(&[][..], |open| open.places()) {
+        if place.writable {
+            let bytes: Vec<u8> = (0..place.len).map(|at| (at as u8 ^ c) | 0x80).collect();
+            hands.write(place.address, &bytes);
+        }
+    }
+    hands.use_one(id, len);
+    // the next one may come with it
+    if what % 16 == 4 {
+        hands.show();
+    }
+}
+
+/// The back end does all that it has, the newest first or the oldest.
+fn use_all(guest: &mut Guest, byte: u8) {
+    let Some(lane) = &guest.lane else { return };
+    let mut hands = lane.hands.borrow_mut();
+    let mut flights: Vec<_> = lane.flights.iter().collect();
+    if byte & 1 != 0 {
+        flights.reverse();
+    }
+    for (head, open) in flights {
+        for place in open.places().iter().filter(|place| place.writable) {
+            hands.write(place.address, &vec![byte; place.len as usize]);
+        }
+        hands.use_one((*head).into(), open.room() as u32);
+    }
+    hands.show();
+}
+
+/// Does something to the ring, if there is one.
+fn on_ring(guest: &mut Guest, act: impl FnOnce(&mut Hands)) {
+    if let Some(lane) = &guest.lane {
+        let hands: &Rc<RefCell<Hands>> = &lane.hands;
+        act(&mut hands.borrow_mut());
     }
 }

@@ -185,6 +185,7 @@ fn what_was_not_done_is_done_by_the_next_one_once_and_in_order() {
     rig.partner.push_used(&[(second.0.into(), 0)]);
 
     rig.partner.die();
+    eventually("it is gone", || rig.stat("lost") == 1);
     while rig.stat("connections") < 2 || rig.handler.room() == 0 {
         rig.advance().unwrap();
     }

@@ -1,10 +1,17 @@
 //! Answers that are none: each is named, ends the connection and nothing else.
 
+use std::io::Read;
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
+
 use vhost::vhost_user::message::FrontendReq;
+use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
 use super::partner::{Character, PROTOCOL_FEATURES, Partner, message};
-use super::{Rig, config, eventually, open};
+use super::{PATIENCE, Rig, config, eventually, open};
+use crate::vhost_user::frontend::peer::{Peer, until};
 use crate::virtio::Device;
+use crate::virtio::bell::Bell;
 use crate::virtio::features::VERSION_1;
 
 const REPLY: u32 = 5;
@@ -51,6 +58,47 @@ fn malformed_answers_to_every_question_are_named() {
             assert!(error.contains(name), "{name}: {error}");
         }
     }
+}
+
+#[test]
+fn a_configuration_space_that_was_not_asked_for_is_named() {
+    // what is asked for is 256 bytes from 0 on
+    for (at, size, len) in [
+        (0, 256, 257),
+        (0, 256, 255),
+        (0, 257, 257),
+        (0, 255, 255),
+        (4, 256, 256),
+    ] {
+        let words = [at, size, 0].map(u32::to_ne_bytes).concat();
+        let body = [words, vec![7; len]].concat();
+        let bytes = message(FrontendReq::GET_CONFIG as u32, REPLY, &body);
+
+        let error = refused(instead(FrontendReq::GET_CONFIG, bytes));
+
+        assert!(error.contains("asked for 256 bytes at 0"), "{error}");
+    }
+}
+
+#[test]
+fn an_answer_with_files_is_named_and_they_are_closed() {
+    let (own, its) = UnixStream::pair().unwrap();
+    own.set_nonblocking(true).unwrap();
+    let (kept, given) = UnixStream::pair().unwrap();
+    let peer = Peer::new(own.into(), PATIENCE);
+    let bytes = message(FrontendReq::GET_FEATURES as u32, REPLY, &[0; 8]);
+    its.send_with_fd(&bytes[..], given.as_raw_fd()).unwrap();
+    drop(given);
+    let quit = Bell::new().unwrap();
+
+    let error = peer.features(&until(&quit)).unwrap_err();
+
+    assert!(error.to_string().contains("answered with files"), "{error}");
+    assert_eq!(
+        (&kept).read(&mut [0]).unwrap(),
+        0,
+        "nobody has its other end"
+    );
 }
 
 #[test]

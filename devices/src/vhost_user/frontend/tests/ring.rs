@@ -158,6 +158,49 @@ fn a_long_chain_goes_through_a_table_of_its_own() {
 }
 
 #[test]
+fn requests_that_are_in_flight_at_once_have_tables_of_their_own() {
+    let mut rig = Rig::new();
+    let chains: Vec<[Buffer; 2]> = (0..3)
+        .map(|i| [rig.readable(&[i; 20]), rig.writable(10 + usize::from(i))])
+        .collect();
+    for chain in &chains {
+        rig.ring.add(chain);
+    }
+
+    rig.serve().unwrap();
+    let taken = [(); 3].map(|()| rig.partner.take().1);
+
+    for (i, chain) in (0..).zip(taken) {
+        let found = rig.partner.read(chain[0].addr, chain[0].len as usize);
+        assert_eq!(found, [i; 20]);
+        assert_eq!(chain[1].len, 10 + u32::from(i));
+    }
+}
+
+#[test]
+fn a_back_end_is_kicked_for_the_entry_that_it_waits_for() {
+    let character = Character {
+        features: Character::default().features | RING_EVENT_IDX,
+        ..Character::default()
+    };
+    let mut rig = Rig::with(Partner::with(character), |_| {});
+    let [_, used, _] = rig.partner.rings();
+    let event = used + 4 + 8 * 16;
+    let mut kicked = Vec::new();
+
+    // it waits for the first, still does at the second, and then for the third
+    for waits_for in [0u16, 0, 2] {
+        rig.partner.write(event, &waits_for.to_le_bytes());
+        let buffer = rig.readable(b"request");
+        rig.ring.add(&[buffer]);
+        rig.serve().unwrap();
+        kicked.push(rig.partner.is_kicked());
+    }
+
+    assert_eq!(kicked, [true, false, true]);
+}
+
+#[test]
 fn a_buffer_above_the_largest_mapping_is_split_all_or_nothing() {
     let mut rig = Rig::new();
     let bytes: Vec<u8> = (0..600_000u32).map(|i| i as u8).collect();
