@@ -1,6 +1,6 @@
 # shellcheck shell=bash
 # Our own programs for guests, and for dom0: what no shell can do there. Each is one C file in guest/programs, which says at
-# its top what it does.
+# its top what it does; what two of them share is back-end.h.
 
 # need_programs: sets PROGRAMS, a directory of static arm64 programs.
 need_programs() {
