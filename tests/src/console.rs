@@ -49,6 +49,18 @@ impl Console {
         bytes
     }
 
+    /// Reads a byte, and gives its buffer to the device again only when it has been
+    /// there for `rest`.
+    pub fn receive_slowly(&mut self, rest: Duration) -> Option<u8> {
+        let deadline = Instant::now() + PATIENCE;
+        while self.driver.recv(false).unwrap().is_none() {
+            assert!(Instant::now() < deadline, "nothing came");
+            std::thread::sleep(Duration::from_micros(100));
+        }
+        std::thread::sleep(rest);
+        self.driver.recv(true).unwrap()
+    }
+
     /// The window's size as the guest reads it.
     pub fn size(&self) -> Option<Size> {
         self.driver.size().unwrap()
