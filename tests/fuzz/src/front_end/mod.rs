@@ -40,8 +40,10 @@ use crate::script::{Record, Script};
 /// Descriptors of the back end's ring: fewer than the guest's has, so that
 /// requests wait.
 const SHADOW: u16 = 16;
-/// Rounds in which a back end that does all it should has served everything.
-const ROUNDS: usize = 24;
+/// Rounds in which a back end that does all it should has served everything: a
+/// driver's ring, of which one request fills the back end's ring if it knows no
+/// tables, and what it takes until the back end is there.
+const ROUNDS: usize = 64;
 /// A record whose number has this lets the session sleep afterwards; and with
 /// this the worker.
 const SESSION_SLEEPS: u8 = 0x80;
