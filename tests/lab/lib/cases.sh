@@ -18,7 +18,9 @@ LAB_SOAK_SECONDS=${LAB_SOAK_SECONDS:-300} # how long the case soak loads its gue
 
 case_file() { echo "$LAB_DIR/cases/$1"; }
 case_header() { sed -n "s/^# $2: *//p" "$(case_file "$1")" | head -n 1; }
-case_summary() { sed -n '1s/^# //p' "$(case_file "$1")"; }
+case_summary() { # the first sentence of its header
+  sed -n '/^# kernel: /q;s/^# //p' "$(case_file "$1")" | tr '\n' ' ' | sed 's/\. .*/./;s/ *$//'
+}
 case_seconds() { # the bound; an arithmetic expression in the header
   local soak=$LAB_SOAK_SECONDS
   echo $(($(case_header "$1" seconds)))

@@ -7,7 +7,7 @@ need_xen_dm() {
   [ -z "$XEN_DM" ] || return 0
   need_rust_aarch64
   artefact xen-dm "$(content_key "$(rust_sources)" "$(declare -f build_xen_dm)" "${RUST_AARCH64_ENV[@]}")" \
-    "about a minute on two cores the first time" build_xen_dm "${RUST_AARCH64_ENV[@]}"
+    "two to four minutes on two cores the first time" build_xen_dm "${RUST_AARCH64_ENV[@]}"
   XEN_DM=$ARTEFACT/xen-dm
 }
 
