@@ -31,6 +31,10 @@ Exit codes:
   5  another xen-dm daemon runs already, or serves the guest of `run`
   6  no daemon to ask (`status`)
 
+Kinds of devices: blk (a disk), net, console, rng, vsock, and vhost-user, which is
+what its back end is. Their keys stand in the annotated configuration that comes
+with the sources, resources/xen-dm.toml.
+
 The environment's XEN_DM_LOG (error, warn, info, debug, trace, or a filter such as
 info,vmm::discovery=trace) goes before the configuration's log level.";
 

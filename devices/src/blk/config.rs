@@ -159,7 +159,7 @@ fn one() -> u16 {
 #[derive(Debug, PartialEq, Eq, Error)]
 pub enum ConfigError {
     /// No image.
-    #[error("path is empty: name an image file or a block device")]
+    #[error("path is missing or empty: name an image file or a block device")]
     NoPath,
     /// An image, and none.
     #[error("null {0} beside a path: a disk has an image, or none")]

@@ -292,10 +292,10 @@ pub(super) fn lock(file: &File, path: &Path, readonly: bool) -> Result<(), Image
 fn tell_qcow2(path: &Path, file: &File) {
     let mut start = [0; qcow2::MAGIC.len()];
     if file.read_exact_at(&mut start, 0).is_ok() && start == qcow2::MAGIC {
-        tracing::info!(
+        tracing::warn!(
             image = %path.display(),
-            "the raw image begins like one in the format qcow2; if it is one, and no guest's \
-             doing, it wants format = \"qcow2\""
+            "the raw image begins like one in the format qcow2; unless a guest wrote that, say \
+             format = \"qcow2\", or a guest that writes to it spoils it"
         );
     }
 }

@@ -153,13 +153,24 @@ fn is_plain_number(text: &str) -> bool {
 fn check_entry(entry: &str, device: &DeviceConfig) -> Result<(), String> {
     let kind = device.kind();
     match VirtioType::parse_short(entry) {
-        Some(announced) if announced.0 != kind.device_type => Err(format!(
-            "{announced} is no {}, which is {}: device ids {} and {}, in hexadecimal in the key",
-            kind.name,
-            VirtioType(kind.device_type),
-            announced.0.0,
-            kind.device_type.0,
-        )),
+        Some(announced) if announced.to_string() != entry => {
+            Err(format!("{entry:?} is written {announced}"))
+        }
+        Some(announced) if announced.0 != kind.device_type => {
+            let (own, id) = (VirtioType(kind.device_type), kind.device_type.0);
+            Err(match device {
+                DeviceConfig::VhostUser(_) => format!(
+                    "{announced} has not the virtio-id {id}: say virtio-id = {}, or {own} (in \
+                     hexadecimal) in place of {announced}",
+                    announced.0.0
+                ),
+                _ => format!(
+                    "{announced} is no {}, which is {own}: device ids {} and {id}, in hexadecimal \
+                     in the key",
+                    kind.name, announced.0.0
+                ),
+            })
+        }
         None if !is_plain_number(entry) && !pattern::is_pattern(entry) => Err(format!(
             "{entry:?} is neither a device's number nor a type such as device4 (hexadecimal) nor a \
              pattern of types"

@@ -250,6 +250,24 @@ fn a_device_under_the_wrong_type_is_refused_naming_both() {
 }
 
 #[test]
+fn a_vhost_user_device_of_another_type_than_its_key_is_refused_with_both_remedies() {
+    let text = refused(
+        "[guest.a.virtio.device1a.vhost-user]\nsocket = \"/a\"\nvirtio-id = 25\nqueues = 1\n",
+    );
+
+    assert!(text.contains("say virtio-id = 26, or device19"), "{text}");
+}
+
+#[test]
+fn a_type_that_is_written_in_another_way_is_refused() {
+    for (written, plain) in [("device04", "device4"), ("device1A", "device1a")] {
+        let text = refused(&format!("[guest.a.virtio.{written}.rng]\n"));
+
+        assert!(text.contains(&format!("is written {plain}")), "{text}");
+    }
+}
+
+#[test]
 fn a_device_that_would_never_be_found_is_refused() {
     let text = refused("[guest.a.virtio.rng.blk]\npath = \"/a\"\n");
 

@@ -189,8 +189,12 @@ impl Daemon {
         match Config::load(file) {
             Ok(config) => {
                 let before = &self.options.config;
-                if config.state_dir != before.state_dir || config.log != before.log {
-                    tracing::warn!("state-dir and log are read at start only");
+                let one = self.served.one;
+                if config.state_dir != before.state_dir
+                    || config.log != before.log
+                    || config.control_socket(one) != before.control_socket(one)
+                {
+                    tracing::warn!("state-dir, control-socket and log are read at start only");
                 }
                 tracing::info!(
                     file = %file.display(),

@@ -185,6 +185,18 @@ fn a_configuration_that_is_wrong_is_told_with_its_place_and_the_old_one_stays() 
 }
 
 #[test]
+fn what_is_read_at_start_only_is_told_where_it_changes() {
+    let configured = Configured::new();
+
+    configured.change("control-socket = \"/run/elsewhere.sock\"\n");
+
+    configured
+        .daemon
+        .log
+        .line(&["control-socket", "at start only"]);
+}
+
+#[test]
 fn a_file_that_has_gone_is_told_and_the_old_configuration_stays() {
     let configured = Configured::new();
     fs::remove_file(&configured.file).unwrap();
