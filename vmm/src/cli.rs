@@ -106,7 +106,9 @@ enum Command {
     /// remedy for each. Changes nothing and needs no privileges.
     ///
     /// Ends with 0 if guests can be served by this user, else with 4.
-    Check(FormatArgs),
+    /// With --config a configuration file is looked at and nothing else, as
+    /// before a reload: it ends with 0 if the daemon takes it, else with 3.
+    Check(CheckArgs),
     /// Tell what the running daemon serves, and what it has counted.
     ///
     /// It is asked over its control socket, as its own user, root as a rule.
@@ -115,6 +117,15 @@ enum Command {
     /// Show the whole way of a disk request in this process, on a fake Xen:
     /// no privileges, no hypervisor.
     Demo,
+}
+
+#[derive(Debug, Args)]
+struct CheckArgs {
+    #[command(flatten)]
+    format: FormatArgs,
+    /// The configuration file (TOML) to look at, in place of the host.
+    #[arg(long, value_name = "FILE", conflicts_with = "json")]
+    config: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -309,9 +320,15 @@ fn exit_of(error: &StartError) -> Exit {
     }
 }
 
-fn check(args: &FormatArgs) -> Exit {
+fn check(args: &CheckArgs) -> Exit {
+    if let Some(file) = &args.config {
+        return match Config::load(file) {
+            Ok(_) => Exit::Done,
+            Err(error) => complain(&error, Exit::Configuration),
+        };
+    }
     let report = check::run(&Host::Kernel);
-    let printed = match args.json {
+    let printed = match args.format.json {
         true => print_json(&report),
         false => check::print(&report, &mut std::io::stdout().lock()),
     };

@@ -152,6 +152,28 @@ fn check_says_the_same_in_text_and_in_json_and_ends_with_its_verdicts_code() {
 }
 
 #[test]
+fn check_looks_at_a_configuration_alone_where_one_is_named() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("xen-dm.toml");
+    let check = |text: &str| {
+        fs::write(&file, text).unwrap();
+        xen_dm(&["check", "--config", file.to_str().unwrap()])
+    };
+
+    let good = check("log = \"info\"\n");
+    let bad = check("\nlog = \"loud\"\n");
+
+    assert_eq!(good.status.code(), Some(0), "{}", complaint(&good));
+    assert_eq!((good.stdout, good.stderr), (Vec::new(), Vec::new()));
+    assert_eq!(bad.status.code(), Some(3));
+    let text = complaint(&bad);
+    assert!(
+        text.contains("line 2") && text.contains("xen-dm.toml"),
+        "{text}"
+    );
+}
+
+#[test]
 fn a_reader_that_has_seen_enough_ends_nothing_with_an_error() {
     for arguments in [&["check"][..], &["check", "--json"], &["demo"]] {
         let (reader, writer) = std::io::pipe().unwrap();
